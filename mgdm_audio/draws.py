@@ -121,9 +121,7 @@ class RecordedDraws:
     @property
     def exhausted(self) -> bool:
         """Whether every recorded number was handed out."""
-        return self.normals_used == len(self._normals) and self.integers_used == len(
-            self._integers
-        )
+        return self.normals_used == len(self._normals) and self.integers_used == len(self._integers)
 
     def normal(self, shape: tuple[int, ...], items: Sequence[int] | None = None) -> Tensor:
         """See `Draws.normal`.

@@ -1,0 +1,60 @@
+"""The samplers by name. A sampler's module is imported when it is first asked for."""
+
+from __future__ import annotations
+
+__all__ = ["get", "names", "sampler_class"]
+
+import dataclasses
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mgdm_audio.samplers.base import Sampler
+
+_CLASSES = {
+    "mgdm": "MGDM",
+}
+"""Name, which is also the module, and class of each sampler."""
+
+
+def names() -> list[str]:
+    """Names of all samplers, in the order in which they are listed to a user."""
+    return list(_CLASSES)
+
+
+def sampler_class(name: str) -> type[Sampler]:
+    """Class of the sampler called `name`.
+
+    Raises:
+        ValueError: if there is none, listing what there is.
+    """
+    if name not in _CLASSES:
+        raise ValueError(f"unknown sampler '{name}', expected one of {', '.join(_CLASSES)}")
+    module = import_module(f"mgdm_audio.samplers.{name}")
+    return getattr(module, _CLASSES[name])
+
+
+def get(name: str, preset: str = "default", **overrides: Any) -> Sampler:
+    """A sampler with the settings of a preset, some of them replaced.
+
+    Arguments:
+        name: one of `names`.
+        preset: a key of the class's PRESETS.
+        overrides: settings that replace those of the preset.
+
+    Raises:
+        ValueError: if the name, the preset or a setting is unknown, listing what there is, or if
+            a value is out of range.
+    """
+    cls = sampler_class(name)
+    if preset not in cls.PRESETS:
+        raise ValueError(
+            f"sampler '{name}' has no preset '{preset}', expected one of {', '.join(cls.PRESETS)}"
+        )
+    fields = [field.name for field in dataclasses.fields(cls)]
+    for key in overrides:
+        if key not in fields:
+            raise ValueError(
+                f"sampler '{name}' has no setting '{key}', expected one of {', '.join(fields)}"
+            )
+    return dataclasses.replace(cls.PRESETS[preset], **overrides)

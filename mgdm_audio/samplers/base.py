@@ -1,0 +1,185 @@
+"""What every sampler shares: the problem it solves, its cost, and how it is run."""
+
+from __future__ import annotations
+
+__all__ = ["Callback", "Cost", "Problem", "Progress", "Sampler"]
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from mgdm_audio.denoise import Denoiser
+from mgdm_audio.draws import Draws
+from mgdm_audio.noise import NoiseLevels
+from mgdm_audio.operators import LinearOperator
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Callback = Callable[[int, int], None]
+"""Progress report (done, total) in planned denoiser calls; raising in it cancels the run."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Planned work for one batch item.
+
+    Attributes:
+        calls: denoiser calls, with or without a gradient.
+        vjps: those of them that a gradient is taken through.
+    """
+
+    calls: int
+    vjps: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What is observed of the unknown stems.
+
+    Arguments:
+        operator: the observation operator A.
+        y: observation, (B, M, T'), floating point, finite. Its type and device are the state's.
+        sigma_y: standard deviation of the observation noise, >= 0 (0 is exact), in units of the
+            signal; one number, or one for each observed channel, (M,).
+        shape: shape (B, K, T) of the unknown stems.
+
+    Raises:
+        ValueError: if these do not fit together.
+    """
+
+    operator: LinearOperator
+    y: Tensor
+    sigma_y: float | Tensor
+    shape: tuple[int, int, int]
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != 3 or min(self.shape) < 1:
+            raise ValueError(f"got shape {tuple(self.shape)}, expected (B, K, T), all positive")
+        if self.y.ndim != 3 or self.y.shape[0] != self.shape[0]:
+            raise ValueError(
+                f"got an observation of shape {tuple(self.y.shape)}, expected "
+                f"({self.shape[0]}, M, T')"
+            )
+        if not self.y.is_floating_point() or not bool(torch.isfinite(self.y).all()):
+            raise ValueError(
+                "the observation must be finite floating point numbers; repair the input first"
+            )
+        noise = torch.as_tensor(self.sigma_y)
+        if noise.ndim > 1 or (noise.ndim == 1 and len(noise) != self.y.shape[1]):
+            raise ValueError(
+                f"got sigma_y of shape {tuple(noise.shape)}, expected one number, or one for each "
+                f"of the {self.y.shape[1]} observed channels"
+            )
+        if not bool((noise >= 0).all()) or not bool(torch.isfinite(noise).all()):
+            raise ValueError(f"got sigma_y = {self.sigma_y}, expected finite numbers >= 0")
+
+
+class Progress:
+    """Counts planned denoiser calls and reports them, never backwards and never past the total.
+
+    Arguments:
+        callback: told (done, total) at every advance, or None.
+        total: planned calls for one item.
+    """
+
+    def __init__(self, callback: Callback | None, total: int) -> None:
+        self._callback = callback
+        self.total = total
+        self.done = 0
+
+    def advance(self, calls: int = 1) -> None:
+        """`calls` more were made."""
+        self.reach(self.done + calls)
+
+    def reach(self, done: int) -> None:
+        """The plan is fulfilled up to `done` calls, whether or not all had to be made."""
+        self.done = min(max(self.done, done), self.total)
+        if self._callback is not None:
+            self._callback(self.done, self.total)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler(ABC):
+    """A posterior sampler; its fields are its settings.
+
+    A subclass is a frozen, keyword-only dataclass in a file of its own. It states `name`, fills
+    `PRESETS`, and implements `cost` and `_sample`; `sample` is the public entry, which guards
+    what all share: no gradient graph outside a step, no state shared between batch items, no
+    global randomness, a finite result.
+
+    Arguments:
+        levels: number of positive noise levels of the grid.
+        sigma_min: smallest of them, in units of the signal; the denoiser is never asked below.
+        sigma_max: largest of them.
+        rho: exponent of the Karras grid.
+
+    Raises:
+        ValueError: if a setting is out of range, naming it.
+    """
+
+    name: ClassVar[str]
+    PRESETS: ClassVar[dict[str, Self]]
+
+    levels: int = 1000
+    sigma_min: float = 5e-4
+    sigma_max: float = 20.0
+    rho: float = 3.0
+
+    def __post_init__(self) -> None:
+        self.noise_levels()  # raises where the grid fields do not make a grid
+
+    def noise_levels(self) -> NoiseLevels:
+        """The ascending grid of the settings, index 0 clean; see `NoiseLevels.karras`."""
+        return NoiseLevels.karras(self.levels, self.sigma_min, self.sigma_max, self.rho)
+
+    @abstractmethod
+    def cost(self) -> Cost:
+        """Planned denoiser calls and VJPs for one item (an upper bound where draws decide)."""
+
+    def sample(
+        self,
+        denoise: Denoiser,
+        problem: Problem,
+        draws: Draws,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """Draw stems from the posterior, one sample for each batch item.
+
+        Arguments:
+            denoise: the prior.
+            problem: the observation.
+            draws: randomness, one stream per item, in the type and on the device of ``problem.y``.
+            callback: progress in planned calls, see `Callback`.
+
+        Returns:
+            Stems, (B, K, T), without a gradient graph.
+
+        Raises:
+            FloatingPointError: if the result is not finite.
+        """
+        # Tensors made in inference mode can never enter a gradient, which some samplers take.
+        with torch.inference_mode(False), torch.no_grad():
+            if problem.y.is_inference():
+                problem = Problem(
+                    problem.operator, problem.y.clone(), problem.sigma_y, problem.shape
+                )
+            progress = Progress(callback, self.cost().calls)
+            x = self._sample(denoise, problem, draws, progress)
+            progress.reach(progress.total)
+        if not bool(torch.isfinite(x).all()):
+            raise FloatingPointError(
+                f"sampler '{self.name}' gave values that are not finite; a larger sigma_y, a "
+                "smaller step setting, or float32 instead of a half type usually helps"
+            )
+        return x
+
+    @abstractmethod
+    def _sample(
+        self, denoise: Denoiser, problem: Problem, draws: Draws, progress: Progress
+    ) -> Tensor:
+        """The method itself; gradients are off and are switched on only where one is taken."""
