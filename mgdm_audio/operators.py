@@ -203,10 +203,8 @@ class PointwiseOperator(LinearOperator):
     def _solve(self, a: Tensor, v: Tensor, sigma_y: NoiseLevel, r: Tensor) -> Tensor:
         """(A V Aᵀ + Σ)⁻¹ r at each sample of time; r and the result are (B, M, T)."""
         noise = _noise_column(sigma_y, r) ** 2
-        if self.rows == 1:
-            s = (a**2 * v[:, None]).sum(2) + noise
-            # Where nothing is observed, or everything is certain, there is nothing to correct.
-            return torch.where(s > 0, r / torch.where(s > 0, s, 1), 0)
+        if self.rows == 1:  # the mix: worth its own line, being asked at every step of a sampler
+            return _divide(r, (a**2 * v[:, None]).sum(2) + noise)
         wide = a.expand(len(v), -1, -1, v.shape[2])
         system = torch.einsum("bmkt,bnkt->btmn", a * v[:, None], wide)
         system = system + torch.diag_embed(noise.mT.expand(*system.shape[:3]))
@@ -357,10 +355,18 @@ def _solve_singular(system: Tensor, r: Tensor, equilibrate: bool) -> Tensor:
     the units of a row; any such inverse gives the same answer where the rows do not contradict
     each other. Without it, it is the Moore-Penrose inverse.
     """
-    scale = system.diagonal(dim1=-2, dim2=-1).sqrt() if equilibrate else torch.ones_like(r)
+    diagonal = system.diagonal(dim1=-2, dim2=-1)
+    if bool((system == torch.diag_embed(diagonal)).all()):
+        return _divide(r, diagonal)
+    scale = diagonal.sqrt() if equilibrate else torch.ones_like(diagonal)
     scale = torch.where(scale > 0, scale, 1)
     values, basis = torch.linalg.eigh(system / (scale[..., :, None] * scale[..., None, :]))
     floor = values[..., -1:] * values.shape[-1] * 1e-13
     inverse = torch.where(values > floor, 1 / torch.where(values > floor, values, 1), 0)
     coefficients = (basis.mT @ (r / scale)[..., None])[..., 0] * inverse
     return (basis @ coefficients[..., None])[..., 0] / scale
+
+
+def _divide(r: Tensor, s: Tensor) -> Tensor:
+    """r / s, and 0 where s is 0: nothing is observed there, or everything is certain."""
+    return torch.where(s > 0, r / torch.where(s > 0, s, 1), 0)
