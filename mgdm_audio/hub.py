@@ -1,0 +1,432 @@
+"""Trained priors: found by name, checked, and loaded.
+
+A model is a folder with ``config.json``, the weights in safetensors format, and its card
+``README.md``. Nothing is ever downloaded, nothing is ever unpickled, and weights are only used
+when their SHA-256 is the one in the config. Reading configs (:func:`models`) does not import torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+FORMAT = 1
+"""Version of the config's layout that this code reads and writes."""
+
+PATH_VARIABLE = "MGDM_AUDIO_PRETRAINED"
+"""Environment variable with folders of models that come before the shipped ones."""
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+CARD = "README.md"
+
+_DTYPES = ("float16", "bfloat16", "float32")
+_LISTED = 8  # names shown of a long list of keys
+
+
+class ModelError(ValueError):
+    """A model that is unknown, broken, or not to be trusted; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model's config says.
+
+    Attributes:
+        name: the model's name.
+        summary: one line about it.
+        path: its folder.
+        sample_rate: in hertz.
+        stems: the names along the stem axis.
+        level: RMS of the mixtures that the prior was trained on (full scale is 1).
+        sigma_min, sigma_max: the noise levels that it was trained on; never go outside.
+        licence: licence of the weights.
+        score: scores by name, as measured (see the card).
+        parameters: number of weights.
+        sha256: checksum of the weights' file.
+        config: the whole config.
+    """
+
+    name: str
+    summary: str
+    path: Path
+    sample_rate: int
+    stems: tuple[str, ...]
+    level: float
+    sigma_min: float
+    sigma_max: float
+    licence: str
+    score: Mapping[str, Any]
+    parameters: int
+    sha256: str
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Prior:
+    """A loaded prior.
+
+    Attributes:
+        denoise: the denoiser, a module in evaluation mode without trainable parameters that maps
+            x of shape (B, K, T) and sigma of shape (B,) or (B, K) to E[x0 | x], (B, K, T).
+        info: what its config says.
+    """
+
+    denoise: nn.Module
+    info: ModelInfo
+
+    @property
+    def name(self) -> str:
+        return self.info.name
+
+    @property
+    def sample_rate(self) -> int:
+        return self.info.sample_rate
+
+    @property
+    def stems(self) -> tuple[str, ...]:
+        return self.info.stems
+
+    @property
+    def level(self) -> float:
+        return self.info.level
+
+    @property
+    def sigma_min(self) -> float:
+        return self.info.sigma_min
+
+    @property
+    def sigma_max(self) -> float:
+        return self.info.sigma_max
+
+    @property
+    def sha256(self) -> str:
+        return self.info.sha256
+
+
+def search_path() -> list[Path]:
+    """The folders in which models are looked for, the first that has a name wins.
+
+    Those of the environment variable ``MGDM_AUDIO_PRETRAINED``, then ``pretrained`` beside the
+    package in a checkout, then ``pretrained`` inside the installed package.
+    """
+    package = Path(__file__).resolve().parent
+    folders = [Path(p) for p in os.environ.get(PATH_VARIABLE, "").split(os.pathsep) if p]
+    # Installed, the folder above is site-packages: what lies there belongs to somebody else.
+    if (package.parent / "setup.cfg").is_file():
+        folders.append(package.parent / "pretrained")
+    folders.append(package / "pretrained")
+    return folders
+
+
+def _folders() -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for folder in search_path():
+        if folder.is_dir():
+            for path in sorted(folder.iterdir()):
+                if (path / CONFIG).is_file():
+                    found.setdefault(path.name, path)
+    return found
+
+
+def models() -> list[ModelInfo]:
+    """The models that can be loaded by name, in order of name; weights are not read.
+
+    Raises:
+        ModelError: if a config cannot be used; it names the file.
+    """
+    return [read_config(path) for _, path in sorted(_folders().items())]
+
+
+def find(name: str | os.PathLike[str]) -> Path:
+    """The folder of a model, given its name or the path of its folder.
+
+    A string is a path only if it has a separator in it and a folder is there.
+
+    Raises:
+        ModelError: if there is no such model; it lists those there are.
+    """
+    text = os.fspath(name)
+    is_path = isinstance(name, os.PathLike) or os.sep in text or "/" in text
+    if is_path:
+        if Path(text).is_dir():
+            return Path(text)
+    else:
+        known = _folders()
+        if text in known:
+            return known[text]
+    names = ", ".join(sorted(_folders())) or "none"
+    raise ModelError(
+        f"unknown model '{text}'; models here: {names}. "
+        f"A model elsewhere is given by the path of its folder (./name or /path/to/name)"
+    )
+
+
+def load(name: str | os.PathLike[str] = "default", device: str | torch.device = "cpu") -> Prior:
+    """Loads a prior in float32, whatever precision its weights are stored in.
+
+    Arguments:
+        name: a model's name, or the path of its folder.
+        device: where to put the network.
+
+    Raises:
+        ModelError: if there is no such model, its config is not usable or newer than this code,
+            or its weights are missing, differ from the checksum, are not in safetensors format,
+            do not fit the network, or are not finite.
+    """
+    info = read_config(find(name))
+    data = _verified_weights(info)
+
+    import safetensors
+    import safetensors.torch
+    import torch
+
+    from mgdm_audio import nn as networks
+
+    file = info.path / info.config["weights"]["file"]
+    try:
+        tensors = safetensors.torch.load(data)
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise ModelError(f"{file} is not a safetensors file ({error})") from error
+    network_config = info.config["network"]
+    try:
+        # A fresh network draws weights, which are replaced: the caller's generator must not move.
+        with torch.random.fork_rng(devices=[]):
+            network = networks.build(network_config["class"], network_config["args"])
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"{info.path / CONFIG}: cannot build the network: {error}") from error
+    _check_tensors(file, tensors, network.state_dict())
+    network.load_state_dict(
+        {key: t.float() if t.is_floating_point() else t for key, t in tensors.items()}
+    )
+    return Prior(network.float().eval().requires_grad_(False).to(device), info)
+
+
+def read_config(folder: Path) -> ModelInfo:
+    """Reads and checks the config of a model's folder.
+
+    Raises:
+        ModelError: if it is missing, not JSON, of a newer format, or lacks a field.
+    """
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"{path}: cannot read the model's config: {error.strerror}") from error
+    except ValueError as error:
+        raise ModelError(f"{path} is not valid JSON: {error}") from error
+    return _checked(config, path)
+
+
+def _checked(config: Any, path: Path) -> ModelInfo:
+    """What a config says; ``path`` is where it is or will be."""
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} must hold a JSON object, got {type(config).__name__}")
+    version = config.get("format")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise ModelError(f"{path}: 'format' must be a positive integer, got {version!r}")
+    if version > FORMAT:
+        raise ModelError(
+            f"{path} has format {version}, this version reads up to format {FORMAT}: "
+            f"the model is newer than the installed mgdm_audio; upgrade it"
+        )
+
+    def field(key: str, kind: type | tuple[type, ...], within: str = "") -> Any:
+        place = config[within] if within else config
+        label = f"{within}.{key}" if within else key
+        if key not in place:
+            raise ModelError(f"{path}: the field '{label}' is missing")
+        value = place[key]
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            wanted = " or ".join(k.__name__ for k in kinds)
+            raise ModelError(f"{path}: '{label}' must be of type {wanted}, got {value!r}")
+        return value
+
+    def positive(key: str) -> float:
+        value = float(field(key, (int, float)))
+        if not (value > 0 and math.isfinite(value)):
+            raise ModelError(f"{path}: '{key}' must be positive and finite, got {value}")
+        return value
+
+    for section in ("network", "weights"):
+        field(section, dict)
+    field("class", str, "network")
+    field("args", dict, "network")
+    stems = field("stems", list)
+    if not stems or len(set(map(str, stems))) < len(stems) or not all(map(_is_file_name, stems)):
+        raise ModelError(f"{path}: 'stems' must be distinct plain names, got {stems}")
+    file = field("file", str, "weights")
+    if not _is_file_name(file) or not file.endswith(".safetensors"):
+        raise ModelError(
+            f"{path}: 'weights.file' must name a .safetensors file in the model's folder, "
+            f"got '{file}'; other formats are not loaded"
+        )
+    sha256 = str(field("sha256", str, "weights")).lower()
+    if len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
+        raise ModelError(f"{path}: 'weights.sha256' must be 64 hexadecimal digits, got '{sha256}'")
+    info = ModelInfo(
+        name=field("name", str),
+        summary=field("summary", str),
+        path=path.parent,
+        sample_rate=int(field("sample_rate", int)),
+        stems=tuple(stems),
+        level=positive("level"),
+        sigma_min=positive("sigma_min"),
+        sigma_max=positive("sigma_max"),
+        licence=field("licence", str),
+        score=field("score", dict),
+        parameters=int(field("parameters", int)),
+        sha256=sha256,
+        config=config,
+    )
+    if info.sample_rate <= 0:
+        raise ModelError(f"{path}: 'sample_rate' must be positive, got {info.sample_rate}")
+    if info.sigma_min >= info.sigma_max:
+        raise ModelError(
+            f"{path}: 'sigma_min' must be below 'sigma_max', "
+            f"got {info.sigma_min} and {info.sigma_max}"
+        )
+    return info
+
+
+def _is_file_name(name: object) -> bool:
+    """Whether a name stays in its folder: no separator, not '.' or '..'."""
+    return isinstance(name, str) and bool(name) and not set(name) & set("/\\\0") and name[0] != "."
+
+
+def _verified_weights(info: ModelInfo) -> bytes:
+    """The weights' file, read once: what was checked is what is used."""
+    path = info.path / info.config["weights"]["file"]
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelError(
+            f"{path}: cannot read the weights of model '{info.name}': {error.strerror}"
+        ) from error
+    actual = hashlib.sha256(data).hexdigest()
+    if actual != info.sha256:
+        hint = ""
+        if data.startswith(b"version https://git-lfs"):
+            hint = " (the file is a Git LFS pointer: run git lfs pull)"
+        raise ModelError(
+            f"{path} is damaged or not the file that was published: SHA-256 is {actual}, "
+            f"{CONFIG} says {info.sha256} ({len(data)} bytes read){hint}; "
+            f"get the model again"
+        )
+    return data
+
+
+def _check_tensors(
+    file: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> None:
+    """All keys, shapes and values at once, so that nothing is ever loaded in part."""
+    problems = []
+    if missing := expected.keys() - tensors.keys():
+        problems.append(f"missing: {_listed(missing)}")
+    if extra := tensors.keys() - expected.keys():
+        problems.append(f"not in the network: {_listed(extra)}")
+    shapes = [
+        f"{key} is {tuple(tensors[key].shape)}, expected {tuple(expected[key].shape)}"
+        for key in expected.keys() & tensors.keys()
+        if tensors[key].shape != expected[key].shape
+    ]
+    if shapes:
+        problems.append(f"wrong shape: {_listed(shapes)}")
+    if problems:
+        raise ModelError(
+            f"{file} does not fit the network of {CONFIG}; " + "; ".join(problems) + "; "
+            "the two come from different versions, get the model again"
+        )
+    if broken := [key for key, t in tensors.items() if not t.isfinite().all()]:
+        raise ModelError(f"{file} holds NaN or infinite weights in {_listed(broken)}")
+
+
+def _listed(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    more = f" and {len(ordered) - _LISTED} more" if len(ordered) > _LISTED else ""
+    return ", ".join(ordered[:_LISTED]) + more
+
+
+def save_model(
+    folder: str | os.PathLike[str],
+    network: nn.Module,
+    config: Mapping[str, Any],
+    dtype: str = "float16",
+) -> ModelInfo:
+    """Writes a model's folder: weights, checksum and config; the card is left alone.
+
+    Both files are written completely beside the old ones before either is replaced, so a failure
+    leaves the old model. (Between the two replacements the checksum does not fit and
+    :func:`load` refuses.)
+
+    Arguments:
+        folder: created if absent.
+        network: the denoiser; it is not changed. Parameters are stored as ``dtype``, buffers,
+            which hold measured scales, in float32.
+        config: everything but ``format``, ``weights`` and ``parameters``, which are filled in.
+        dtype: "float16", "bfloat16" or "float32".
+
+    Returns:
+        What the config says.
+
+    Raises:
+        ModelError: if the config is not usable, or weights are not finite in that precision.
+        ValueError: for another dtype.
+    """
+    import safetensors.torch
+    import torch
+
+    if dtype not in _DTYPES:
+        raise ValueError(f"unknown dtype '{dtype}'; weights are stored as {', '.join(_DTYPES)}")
+    target = Path(folder)
+    buffers = {name for name, _ in network.named_buffers()}
+    tensors = {}
+    for key, value in network.state_dict().items():
+        tensor = value.detach().to("cpu", copy=True)
+        if tensor.is_floating_point():
+            tensor = tensor.to(torch.float32 if key in buffers else getattr(torch, dtype))
+        if not tensor.isfinite().all():
+            raise ModelError(
+                f"cannot save {target}: '{key}' is NaN, infinite, or too large for {dtype}"
+            )
+        tensors[key] = tensor.contiguous()
+    data = safetensors.torch.save(tensors)
+    full = {
+        "format": FORMAT,
+        **config,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "weights": {
+            "file": WEIGHTS,
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "dtype": dtype,
+        },
+    }
+    info = _checked(full, target / CONFIG)
+    text = json.dumps(full, indent=2, allow_nan=False) + "\n"
+
+    target.mkdir(parents=True, exist_ok=True)
+    parts = {target / WEIGHTS: data, target / CONFIG: text.encode("utf-8")}
+    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.part") for path in parts}
+    try:
+        for path, content in parts.items():
+            with open(temporary[path], "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for path in parts:
+            os.replace(temporary[path], path)
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+    return info
