@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import json
 import re
 import subprocess
 import sys
@@ -110,16 +111,39 @@ def test_importing_the_package_is_cheap() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
+PROBE = {
+    "format": 1,
+    "name": "probe",
+    "summary": "a model that is only listed",
+    "network": {"class": "None", "args": {}},
+    "sample_rate": 22050,
+    "stems": ["bass"],
+    "level": 0.1,
+    "sigma_min": 0.001,
+    "sigma_max": 1.0,
+    "weights": {"file": "model.safetensors", "sha256": "0" * 64, "dtype": "float16"},
+    "licence": "CC0-1.0",
+    "score": {},
+    "parameters": 0,
+}
+
+
 @pytest.mark.slow
 def test_wheel_holds_models_and_finds_them(tmp_path: Path) -> None:
     source = tmp_path / "source"
     subprocess.run(["git", "clone", "-q", str(ROOT), str(source)], check=True)
+    # Any folder of pretrained/ is packed, without being listed anywhere.
+    probe = source / "pretrained" / "probe"
+    probe.mkdir()
+    (probe / "config.json").write_text(json.dumps(PROBE))
+    (probe / "model.safetensors").write_bytes(b"weights")
+    (probe / "README.md").write_text("card")
+    models = [path.parent.name for path in sorted((source / "pretrained").glob("*/config.json"))]
     pip = [sys.executable, "-m", "pip"]
     subprocess.run([*pip, "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(source)], check=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert "mgdm_audio/py.typed" in names
-    models = [path.parent.name for path in sorted((source / "pretrained").glob("*/config.json"))]
     for model in models:
         for file in ("config.json", "model.safetensors", "README.md"):
             assert f"mgdm_audio/pretrained/{model}/{file}" in names
