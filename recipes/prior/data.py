@@ -24,12 +24,17 @@ class Augmentation:
         mute: the probability that a stem is silenced.
         stem_gain_db: standard deviation of each stem's gain, in dB.
         mix_gain_db: standard deviation of the common gain, in dB.
+        equaliser_db: standard deviation, in dB, of each stem's frequency response at eight points
+            of the mel scale (lines between them): sounds no sound set has.
+        speed: the share of places that are played up to 8 % faster or slower, with their pitch.
     """
 
     remix: float = 0.5
     mute: float = 0.08
     stem_gain_db: float = 2.0
     mix_gain_db: float = 2.5
+    equaliser_db: float = 3.0
+    speed: float = 0.3
 
 
 class StemCorpus:
@@ -78,23 +83,45 @@ class StemCorpus:
         """One training item, float32 (4, samples), from the first ``songs`` songs."""
         stems = np.zeros((4, samples), np.float32)
         if rng.random() < augmentation.remix:
-            places = [self._place(rng, samples, songs) for _ in range(4)]
+            places = [self._place(rng, samples, songs, augmentation) for _ in range(4)]
         else:
-            places = [self._place(rng, samples, songs)] * 4
+            places = [self._place(rng, samples, songs, augmentation)] * 4
         gain = rng.normal(0.0, augmentation.mix_gain_db)
-        for k, (song, start) in enumerate(places):
+        for k, (song, start, speed) in enumerate(places):
             if rng.random() < augmentation.mute:
                 continue
-            source = self.stems(song)[k, start : start + samples]
+            wanted = samples if speed == 1.0 else int(samples * speed) + 2
+            source = self.stems(song)[k, start : start + wanted] / np.float32(FULL_SCALE)
+            if speed != 1.0:
+                at = np.arange(min(samples, int((len(source) - 1) / speed))) * speed
+                source = np.interp(at, np.arange(len(source)), source).astype(np.float32)
             db = gain + rng.normal(0.0, augmentation.stem_gain_db)
             polarity = 1.0 if rng.random() < 0.5 else -1.0
-            stems[k, : len(source)] = source * np.float32(polarity * 10 ** (db / 20) / FULL_SCALE)
+            source = equalise(source, rng, augmentation.equaliser_db)
+            stems[k, : len(source)] = source * np.float32(polarity * 10 ** (db / 20))
         return stems
 
-    def _place(self, rng: np.random.Generator, samples: int, songs: int) -> tuple[int, int]:
+    def _place(
+        self, rng: np.random.Generator, samples: int, songs: int, augmentation: Augmentation
+    ) -> tuple[int, int, float]:
+        """A song, a start in it, and a speed."""
         song = int(rng.integers(songs))
-        spare = max(0, self.songs[song]["samples"] - samples)
-        return song, int(rng.integers(spare + 1))
+        speed = 1.0
+        if rng.random() < augmentation.speed:
+            speed = float(np.exp(rng.uniform(-0.08, 0.08)))
+        spare = max(0, self.songs[song]["samples"] - int(samples * speed) - 2)
+        return song, int(rng.integers(spare + 1)), speed
+
+
+def equalise(x: np.ndarray, rng: np.random.Generator, db: float, rate: int = 22050) -> np.ndarray:
+    """Filters (T,) with a random smooth response of zero phase; see :class:`Augmentation`."""
+    knots = rng.normal(0.0, db, 8)
+    if not x.any() or db == 0:
+        return x
+    mel = np.log1p(np.fft.rfftfreq(len(x), 1 / rate) / 700)
+    response = np.interp(mel, np.linspace(0, mel[-1], len(knots)), knots)
+    filtered = np.fft.irfft(np.fft.rfft(x) * 10 ** (response / 20), n=len(x))
+    return filtered.astype(np.float32)
 
 
 def validation_crops(folder: str | Path, samples: int, per_song: int = 1) -> np.ndarray:
