@@ -387,6 +387,17 @@ def test_float32_follows_float64():
     assert (x.double() - run(problem, prior)).abs().max() < 1e-4
 
 
+def test_rate_limit_follows_the_noise_level_of_the_guided_state():
+    prior, problem = tiny_problem()
+    assert torch.equal(run(problem, prior, rate_limit=1e6), run(problem, prior))
+    # One outer step, so one guided index: the limit is a rate in units of its noise.
+    one = {"steps": 4, "rate_limit": 1e-3, "learning_rate": ((0, 1.0),)}
+    sampler = samplers.get("mgdm", "default", **{**FAST, **one})
+    noise = sampler.noise_levels().one_minus_alpha_bar(sampler.index_range(0)[0]).sqrt().item()
+    same = {"steps": 4, "learning_rate": ((0, 1e-3 * noise),)}
+    assert torch.equal(run(problem, prior, **one), run(problem, prior, **same))
+
+
 def test_values_that_are_not_finite_are_an_error():
     _, problem = tiny_problem()
     with pytest.raises(FloatingPointError, match="mgdm"):
@@ -403,6 +414,7 @@ def test_values_that_are_not_finite_are_an_error():
         ({"index": "random"}, "uniform, mix"),
         ({"noising": "none"}, "bridge, forward"),
         ({"sigma_floor": 0.0}, "sigma_floor"),
+        ({"rate_limit": 0.0}, "rate_limit"),
         ({"gradient_steps": ((1, 3),)}, "gradient_steps"),
         ({"gradient_steps": ((0, 3), (0, 4))}, "ascending"),
         ({"gradient_steps": ((0, -1),)}, "gradient_steps"),
