@@ -57,7 +57,7 @@ class MGDM(Sampler):
         repetitions: Gibbs sweeps R in each outer step, at least 1.
         gradient_steps: Adam steps G of one fit, by idx, see `Breakpoints`.
         learning_rate: step size of Adam, by idx, in units of the variance-preserving state.
-        rate_limit: upper limit of the learning rate in units of the noise level of
+        rate_limit: upper limit of the learning rate of :math:`\mu` in units of the noise level of
             :math:`x_\ell` (VP), or None. Adam's moves have the size of its rate whatever the
             gradient, so a rate that suits the coarse levels leaves that much error at the fine
             ones; the authors' grid ends at sigma 0.0098, where theirs is still below it.
@@ -236,7 +236,7 @@ class MGDM(Sampler):
             slope = self._likelihood_gradient(denoise, problem, levels, ell, sample)
             slope = slope + (sample - m) / s**2
             mu = adam_mu.step(mu, slope, rate)
-            v = adam_v.step(v, slope * spread - 1, rate)
+            v = adam_v.step(v, slope * spread - 1, _at(self.learning_rate, idx))
             progress.advance()
         return mu + v.exp() * draws.normal(tuple(x.shape))
 
@@ -299,7 +299,7 @@ class _Adam:
         self.second = torch.zeros_like(like)
         self.count = 0
 
-    def step(self, value: Tensor, slope: Tensor, rate: Tensor) -> Tensor:
+    def step(self, value: Tensor, slope: Tensor, rate: float | Tensor) -> Tensor:
         """`value` after one descent step."""
         self.count += 1
         self.first = BETA_1 * self.first + (1 - BETA_1) * slope

@@ -1,0 +1,177 @@
+"""The command line as a user meets it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile as sf
+from click.testing import CliRunner
+
+from mgdm_audio import STEMS, cli, hub, separate
+from mgdm_audio.samplers.mgdm import MGDM
+
+QUICK = MGDM(sigma_max=1.0, steps=6, repetitions=1, gradient_steps=((0, 2),))
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, prior):
+    """Runs the command in a folder of its own, with a prior that costs nothing."""
+    load = hub.load
+    monkeypatch.setattr(
+        separate.hub, "load", lambda name, device="cpu": prior if name == "default" else load(name)
+    )
+    monkeypatch.setitem(MGDM.PRESETS, "default", QUICK)
+    monkeypatch.chdir(tmp_path)
+
+    def invoke(*arguments: str):
+        return CliRunner().invoke(cli.cli, [*arguments])
+
+    return invoke
+
+
+@pytest.fixture
+def song(tmp_path, music):
+    path = tmp_path / "song.wav"
+    sf.write(path, music.sum(0), 22050, subtype="PCM_16")
+    return path
+
+
+def test_help_is_quick_and_light():
+    code = (
+        "import sys, mgdm_audio.cli as c\n"
+        "try: c.cli(['separate', '--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'librosa', 'numpy', 'soundfile'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--seed" in done.stdout
+
+
+def test_separates_a_file(run, song):
+    result = run("separate", "song.wav", "--seed", "3")
+    assert result.exit_code == 0, result.output
+    paths = [f"separated/song/{name}.wav" for name in STEMS]
+    assert result.stdout.split() == paths
+    assert "seed 3" in result.stderr
+    assert "residual" in result.stderr
+    assert "100 %" in result.stderr
+    total = sum(sf.read(path, dtype="int16")[0].astype(int) for path in paths)
+    assert np.array_equal(total, sf.read(song, dtype="int16")[0])
+    assert not list(song.parent.rglob("*.part"))
+
+
+def test_same_seed_same_bytes(run, song):
+    for folder in ("a", "b"):
+        assert run("separate", "song.wav", "--seed", "0", "-o", folder, "-q").exit_code == 0
+    for name in STEMS:
+        a, b = (song.parent / folder / "song" / f"{name}.wav" for folder in ("a", "b"))
+        assert a.read_bytes() == b.read_bytes()
+
+
+def test_existing_stems(run, song):
+    assert run("separate", "song.wav", "-q").exit_code == 0
+    again = run("separate", "song.wav", "-q")
+    assert again.exit_code == 1
+    assert "--overwrite" in again.stderr
+    assert run("separate", "song.wav", "--skip-existing", "-q").exit_code == 0
+    assert run("separate", "song.wav", "--overwrite", "-q").exit_code == 0
+
+
+def test_bad_files_do_not_stop_the_others(run, song, tmp_path):
+    (tmp_path / "empty.wav").touch()
+    (tmp_path / "text.wav").write_text("not audio at all")
+    sf.write(tmp_path / "none.wav", np.zeros((0, 1)), 22050)
+    sf.write(tmp_path / "nan.wav", np.array([0.0, np.nan, 0.1], np.float32), 22050, subtype="FLOAT")
+    names = ["missing.wav", "empty.wav", "text.wav", "none.wav", "nan.wav", "song.wav"]
+    result = run("separate", *names, "-q")
+    assert result.exit_code == 1
+    errors = result.stderr.strip().splitlines()
+    assert len(errors) == 5
+    for name, line in zip(names, errors, strict=False):
+        assert line.startswith("error: ")
+        assert name in line
+    assert sorted(p.name for p in (tmp_path / "separated").iterdir()) == ["song"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can write everywhere")
+def test_unwritable_folder(run, song, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    result = run("separate", "song.wav", "-o", "locked/out")
+    assert result.exit_code == 1
+    assert "locked" in result.stderr
+
+
+def test_output_under_a_file(run, song, tmp_path):
+    (tmp_path / "file").write_text("x")
+    result = run("separate", "song.wav", "-o", "file/out")
+    assert result.exit_code == 1
+    assert "file" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--model", "nothing"), ("--device", "cuda:42"), ("--device", "warp")]
+)
+def test_what_is_not_there(run, song, tmp_path, arguments):
+    result = run("separate", "song.wav", *arguments)
+    assert result.exit_code == 1
+    assert arguments[1] in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "separated").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--preset", "nothing"),
+        ("--method", "nothing"),
+        ("--seed", "-1"),
+        ("--filename", "{track}.wav"),
+        ("--filename", "../{stem}.wav"),
+        ("--filename", "{stem}{colour}.wav"),
+        ("--overwrite", "--skip-existing"),
+    ],
+)
+def test_usage_errors(run, song, arguments):
+    assert run("separate", "song.wav", *arguments).exit_code == 2
+
+
+def test_names_that_clash(run, song, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "song.flac").write_bytes(b"")
+    result = run("separate", "song.wav", "other/song.flac")
+    assert result.exit_code == 2
+    assert "song.flac" in result.stderr
+
+
+def test_template(run, song, tmp_path):
+    name = "{stem}-{track}-{method}.{ext}"
+    assert run("separate", "song.wav", "-q", "--filename", name).exit_code == 0
+    assert (tmp_path / "separated" / "bass-song-mgdm.wav").exists()
+
+
+def test_interrupt(run, song, tmp_path, monkeypatch):
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(separate.Separator, "separate", interrupt)
+    assert run("separate", "song.wav").exit_code == 130
+    assert not (tmp_path / "separated").exists()
+
+
+def test_evaluate(run, song, music, tmp_path):
+    for folder, stems in (("true", music), ("guess", 0.9 * music + 0.1 * music.sum(0) / 4)):
+        (tmp_path / folder / "song").mkdir(parents=True)
+        for name, stem in zip(STEMS, stems, strict=True):
+            sf.write(tmp_path / folder / "song" / f"{name}.wav", stem, 22050, subtype="FLOAT")
+    result = run("evaluate", "true", "guess")
+    assert result.exit_code == 0, result.output
+    assert "| song |" in result.stdout
+    missing = run("evaluate", "true", "separated_not_there")
+    assert missing.exit_code == 2

@@ -1,0 +1,197 @@
+"""From recordings to stems: sums, shapes, levels, seeds, refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import soundfile as sf
+import torch
+
+from mgdm_audio import STEMS, Separator
+from mgdm_audio.audio import AudioError, resample
+from mgdm_audio.metrics import si_sdr_improvement
+from mgdm_audio.samplers.mgdm import MGDM
+
+CHEAP = {"steps": 6, "repetitions": 1, "gradient_steps": ((0, 2),), "sigma_max": 1.0}
+
+
+@pytest.fixture
+def separator(prior):
+    return Separator(prior, window=16384, overlap=4096, **CHEAP)
+
+
+def test_separates_what_the_prior_tells_apart(prior, music):
+    stems = Separator(prior).separate(music.sum(0), 22050, seed=0).stems
+    for name, true in zip(STEMS, music, strict=True):
+        assert si_sdr_improvement(stems[name], true, music.sum(0)) > 0, name
+
+
+@pytest.mark.parametrize("channels", [1, 2, 6])
+@pytest.mark.parametrize("rate", [8000, 22050, 44100, 96000])
+def test_rate_channels_length_and_sum(separator, channels, rate):
+    rng = np.random.default_rng(rate + channels)
+    x = 0.1 * rng.standard_normal((channels, 9973)).astype(np.float32)
+    before = x.copy()
+    result = separator.separate(x, rate, seed=1)
+    assert list(result.stems) == list(STEMS)
+    assert result.sample_rate == rate
+    assert all(stem.shape == x.shape and stem.dtype == x.dtype for stem in result.stems.values())
+    assert np.abs(sum(result.stems.values()) - x).max() < 1e-6
+    assert np.array_equal(x, before)
+
+
+@pytest.mark.parametrize("length", [1, 2, 16383, 16384, 16385, 28673, 40009])
+def test_every_length(separator, length):
+    x = np.random.default_rng(length).standard_normal(length).astype(np.float32) * 0.1
+    result = separator.separate(x, 22050, seed=1)
+    assert all(stem.shape == x.shape for stem in result.stems.values())
+    assert np.abs(sum(result.stems.values()) - x).max() < 1e-6
+
+
+def test_channels_keep_their_place(separator, music):
+    left = np.stack([music.sum(0), np.zeros_like(music[0])])
+    for stem in separator.separate(left, 22050, seed=0).stems.values():
+        assert np.abs(stem[1]).max() < 1e-6
+    assert np.abs(separator.separate(left, 22050, seed=0).stems["bass"][0]).max() > 0.01
+
+
+def test_upper_band_is_kept(separator, music):
+    wide = resample(music.sum(0), 22050, 44100)
+    hiss = np.sin(2 * np.pi * 15000 * np.arange(wide.size) / 44100).astype(np.float32) * 0.05
+    stems = separator.separate(wide + hiss, 44100, seed=0).stems
+    assert np.abs(sum(stems.values()) - wide - hiss).max() < 1e-6
+
+
+def test_level_does_not_matter(separator, music):
+    mix = music.sum(0)
+    loud = separator.separate(mix, 22050, seed=5).stems["bass"]
+    quiet = separator.separate(mix * np.float32(2**-12), 22050, seed=5).stems["bass"]
+    assert np.abs(quiet * 2**12 - loud).max() < 1e-3 * np.abs(loud).max()
+
+
+def test_silence_stays_silent(separator):
+    result = separator.separate(np.zeros((2, 30000), np.float32), 44100)
+    assert all(not stem.any() for stem in result.stems.values())
+    assert result.stats["calls"] == 0
+
+
+def test_silent_windows_cost_nothing(separator, music):
+    mix = np.concatenate([music.sum(0)[:16384], np.zeros(60000, np.float32)])
+    result = separator.separate(mix, 22050, seed=0)
+    assert result.stats["windows"] == 6
+    assert result.stats["calls"] == 2 * MGDM(**CHEAP).cost().calls
+    assert not any(stem[40000:].any() for stem in result.stems.values())
+
+
+def test_seed_decides(separator, music):
+    mix = music.sum(0)
+    first, again, other = (separator.separate(mix, 22050, seed=s).stems["drums"] for s in (0, 0, 1))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    free = separator.separate(mix, 22050)
+    assert np.array_equal(
+        free.stems["drums"], separator.separate(mix, 22050, seed=free.seed).stems["drums"]
+    )
+
+
+def test_batches_give_the_same(prior, music):
+    one, three = (
+        Separator(prior, window=16384, overlap=4096, batch=b, **CHEAP).separate(
+            music.sum(0), 22050, seed=2
+        )
+        for b in (1, 3)
+    )
+    for name in STEMS:
+        assert np.abs(one.stems[name] - three.stems[name]).max() < 1e-5
+
+
+def test_global_random_state_is_left_alone(separator, music):
+    torch.manual_seed(7)
+    np.random.seed(7)  # noqa: NPY002  the legacy global state is what must not move
+    before, legacy = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    separator.separate(music.sum(0), 22050)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.array_equal(np.random.get_state()[1], legacy)  # noqa: NPY002
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int16])
+def test_kinds_of_samples(separator, music, dtype):
+    mix = music.sum(0)
+    x = (mix * 32767).astype(dtype) if dtype == np.int16 else mix.astype(dtype)
+    array = separator.separate(x, 22050, seed=0).stems["bass"]
+    assert array.dtype == (np.float64 if dtype == np.float64 else np.float32)
+    tensor = separator.separate(torch.from_numpy(x), 22050, seed=0).stems["bass"]
+    assert isinstance(tensor, torch.Tensor)
+    assert np.array_equal(tensor.numpy(), array)
+
+
+def test_progress_is_whole_and_can_cancel(separator, music):
+    seen = []
+    mix = music.sum(0)
+    separator.separate(mix, 22050, callback=lambda done, total: seen.append((done, total)))
+    assert seen == sorted(seen)
+    assert seen[-1][0] == seen[-1][1] == 4 * MGDM(**CHEAP).cost().calls
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        separator.separate(mix, 22050, callback=stop)
+    separator.separate(mix, 22050)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (np.zeros((0,), np.float32), "not be empty"),
+        (np.zeros((44100, 2), np.float32), "transpose"),
+        (np.array([0.0, np.nan], np.float32), "sample 1"),
+        (np.zeros((2, 2, 2), np.float32), "shape"),
+        (np.zeros(4, np.uint8), "floats or signed"),
+    ],
+)
+def test_refuses_samples(separator, bad, message):
+    with pytest.raises(AudioError, match=message):
+        separator.separate(bad, 22050)
+
+
+def test_refuses_settings(prior):
+    with pytest.raises(ValueError, match="trained from"):
+        Separator(prior, sigma_max=50.0)
+    with pytest.raises(ValueError, match="no preset"):
+        Separator(prior, preset="nothing")
+    with pytest.raises(ValueError, match="unknown sampler"):
+        Separator(prior, method="nothing")
+    with pytest.raises(ValueError, match="not available"):
+        Separator(prior, device="cuda:42")
+    with pytest.raises(ValueError, match="sample_rate"):
+        Separator(prior, **CHEAP).separate(np.zeros(4, np.float32))
+
+
+def test_not_finite_is_an_error(prior, music):
+    class Broken(torch.nn.Module):
+        def forward(self, x, sigma):
+            return x * float("nan")
+
+    broken = dataclasses.replace(prior, denoise=Broken())
+    with pytest.raises(FloatingPointError):
+        Separator(broken, **CHEAP).separate(music.sum(0), 22050)
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT"])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_written_stems_null(separator, music, tmp_path, subtype, channels):
+    mix = resample(music.sum(0), 22050, 44100)
+    stereo = np.stack([mix, 0.5 * np.roll(mix, 30)])[:channels]
+    sf.write(tmp_path / "song.wav", stereo.T, 44100, subtype=subtype)
+    result = separator.separate(tmp_path / "song.wav", seed=0)
+    paths = {name: tmp_path / "out" / f"{name}.wav" for name in STEMS}
+    assert result.write(paths) == subtype
+    dtype = "float64" if subtype == "FLOAT" else "int32"
+    read = [sf.read(p, dtype=dtype, always_2d=True)[0] for p in [*paths.values()]]
+    source = sf.read(tmp_path / "song.wav", dtype=dtype, always_2d=True)[0]
+    rest = np.abs(sum(r.astype(np.float64) for r in read) - source).max()
+    assert rest == 0 if dtype == "int32" else rest <= 1e-6
+    assert sf.info(paths["bass"]).samplerate == 44100
