@@ -1,0 +1,131 @@
+"""The network: its transform, its scalings, and that it is a denoiser of any length."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mgdm_audio.nn import build
+from mgdm_audio.nn.stft import TightFrame
+
+SMALL = {
+    "backbone": {
+        "bins": 128, "channels": [8, 8], "blocks": [1, 1], "width": 16, "depth": 2,
+        "embedding": 16,
+    },
+    "stft": {"n_fft": 256},
+}  # fmt: skip
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    net = build("TokenUNet", SMALL)
+    for p in net.parameters():  # away from the zero initialisation of the last layers
+        torch.nn.init.normal_(p, std=0.1)
+    return net
+
+
+@pytest.mark.parametrize("n_fft", [64, 256, 2048])
+def test_tight_frame(n_fft):
+    frame = TightFrame(n_fft)
+    g = torch.Generator().manual_seed(1)
+    x = torch.randn(2, 3, 40 * frame.hop, generator=g)
+    bins = frame(x)
+    assert bins.shape == (2, 3, frame.frames(x.shape[-1]), frame.bins)
+    assert (frame.inverse(bins) - x).abs().max() < 1e-5
+    # <S x, Z> = 4 <x, S^-1 Z> for the two-sided transform: half of it is stored.
+    z = frame(torch.randn(2, 3, 40 * frame.hop, generator=g))
+    weight = torch.full((frame.bins,), 2.0)
+    weight[0] = weight[-1] = 1.0
+    left = ((bins * z.conj()).real * weight).sum()
+    assert left == pytest.approx(float(4 * (x * frame.inverse(z)).sum()), rel=1e-4)
+
+
+def test_white_noise_keeps_its_variance():
+    frame = TightFrame(256)
+    x = torch.randn(64, 64 * 256, generator=torch.Generator().manual_seed(0))
+    power = frame(x)[:, 3:-3].abs().square().mean((0, 1))
+    # 64 x 253 correlated frames: about 2 % standard error of each bin.
+    assert (power - 1).abs().max() < 0.1
+    assert abs(float(power.mean()) - 1) < 0.01
+
+
+def test_steady_tone_has_a_steady_phase():
+    frame = TightFrame(256)
+    t = torch.arange(64 * 40)
+    tone = torch.cos(2 * torch.pi * 20 * t / 256 + 0.4)
+    phase = frame(tone)[4:-4, 20].angle()
+    assert (phase - phase[0]).abs().max() < 1e-3
+
+
+def test_refuses_a_length_between_hops():
+    with pytest.raises(ValueError, match="multiple of the hop"):
+        TightFrame(256)(torch.zeros(100))
+
+
+def test_zero_backbone_is_the_wiener_filter():
+    """With F = 0 the denoiser is c_skip, the exact answer for Gaussian bins."""
+    net = build("TokenUNet", SMALL)
+    for p in net.parameters():
+        torch.nn.init.zeros_(p)
+    net.sigma_data.fill_(0.2)
+    x = torch.randn(2, 4, 6400, generator=torch.Generator().manual_seed(0))
+    out = net(x, torch.tensor([0.2, 0.4]))
+    assert torch.allclose(out[0], x[0] / 2, atol=1e-5)
+    assert torch.allclose(out[1], x[1] / 5, atol=1e-5)
+
+
+@pytest.mark.parametrize("samples", [1, 63, 64, 1000, 4097])
+def test_any_length(net, samples):
+    x = torch.randn(2, 4, samples)
+    assert net(x, torch.tensor([0.1, 0.01])).shape == x.shape
+
+
+def test_one_level_is_the_same_level_for_all_stems(net):
+    x = torch.randn(2, 4, 2048)
+    one = net(x, torch.tensor([0.1, 0.02]))
+    each = net(x, torch.tensor([[0.1] * 4, [0.02] * 4]))
+    assert torch.equal(one, each)
+    assert not torch.equal(one, net(x, torch.tensor([[0.1] * 4, [0.02, 0.02, 0.02, 5.0]])))
+
+
+def test_items_are_independent_and_gradients_finite(net):
+    x = torch.randn(3, 4, 2048).requires_grad_()
+    sigma = torch.tensor([3e-4, 0.05, 20.0])
+    out = net(x, sigma)
+    for i in range(3):
+        alone = net(x[i : i + 1], sigma[i : i + 1])
+        assert torch.allclose(alone, out[i : i + 1], atol=1e-5)
+    (slope,) = torch.autograd.grad(out[1].square().sum(), x)
+    assert torch.isfinite(slope).all()
+    assert slope[1].abs().max() > 0
+    assert slope[0].abs().max() == slope[2].abs().max() == 0
+
+
+def test_small_noise_leaves_the_signal(net):
+    """At sigma far below sigma_data the estimate is the input up to the order of sigma."""
+    x = torch.randn(1, 4, 2048) * 0.1
+    out = net(x, torch.tensor([3e-4]))
+    assert (out - x).abs().max() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "message"),
+    [
+        ("Nothing", {}, "unknown network class"),
+        ("TokenUNet", {"colour": 1}, "unknown network arguments"),
+        ("TokenUNet", {"backbone": {"colour": 1}}, "does not take"),
+        ("TokenUNet", {"backbone": {"bins": 100}}, "multiple of 16"),
+    ],
+)
+def test_build_refuses(name, args, message):
+    with pytest.raises(ValueError, match=message):
+        build(name, args)
+
+
+def test_refuses_shapes(net):
+    with pytest.raises(ValueError, match="x must have shape"):
+        net(torch.zeros(2, 3, 64), torch.ones(2))
+    with pytest.raises(ValueError, match="sigma must have shape"):
+        net(torch.zeros(2, 4, 64), torch.ones(3))

@@ -1,0 +1,144 @@
+"""The training recipe on a corpus of noise: continues exactly, learns, exports."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mgdm_audio import hub
+from recipes.prior.data import Augmentation, StemCorpus, equalise, validation_crops
+from recipes.prior.export import export
+from recipes.prior.train import Settings, Training, edm_loss, learning_rate
+
+NETWORK = {
+    "class": "TokenUNet",
+    "args": {
+        "backbone": {
+            "bins": 128, "channels": [8, 8], "blocks": [1, 1], "width": 16, "depth": 2,
+            "embedding": 16,
+        },
+        "stft": {"n_fft": 256},
+    },
+}  # fmt: skip
+SETTINGS = Settings(steps=6, batch=2, samples=8192)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> StemCorpus:
+    rng = np.random.default_rng(0)
+    with (tmp_path / "index.jsonl").open("w") as index:
+        for n in range(3):
+            stems = rng.normal(0, 1000, (4, 12000 + n)).astype(np.int16)
+            np.save(tmp_path / f"{n}.npy", stems)
+            line = {"song": n, "file": f"{n}.npy", "samples": stems.shape[1]}
+            index.write(json.dumps(line) + "\n")
+    return StemCorpus(tmp_path)
+
+
+def test_continues_exactly(corpus, tmp_path):
+    whole = Training(SETTINGS, NETWORK, corpus)
+    whole.prepare()
+    for _ in range(6):
+        whole.advance(torch.float32)
+
+    part = Training(SETTINGS, NETWORK, corpus)
+    part.prepare()
+    for _ in range(3):
+        part.advance(torch.float32)
+    part.save(tmp_path / "checkpoint.pt")
+    torch.manual_seed(99)
+    rest = Training.resume(tmp_path / "checkpoint.pt", corpus)
+    for _ in range(3):
+        rest.advance(torch.float32)
+
+    assert rest.step == whole.step
+    for a, b in ((whole.net, rest.net), (whole.average, rest.average)):
+        for key, value in a.state_dict().items():
+            assert torch.equal(value, b.state_dict()[key]), key
+
+
+def test_scalings_are_measured(corpus):
+    training = Training(SETTINGS, NETWORK, corpus)
+    training.prepare()
+    # White stems of RMS 1000 / 32768, with random gains and filters, some of them muted.
+    measured = training.net.sigma_data
+    assert measured.min() > 0.5 * 1000 / 32768
+    assert measured.max() < 2 * 1000 / 32768
+
+
+def test_loss_of_the_gaussian_part_is_one(corpus):
+    """For Gaussian bins of the assumed power E|F|^2 = 1, whatever the noise level."""
+    net = Training(SETTINGS, NETWORK, corpus).net
+    for p in net.parameters():
+        torch.nn.init.zeros_(p)
+    net.sigma_data.fill_(0.3)
+    g = torch.Generator().manual_seed(0)
+    clean, noise = (torch.randn(4, 4, 64 * 200, generator=g) for _ in range(2))
+    sigma = torch.tensor([0.01, 0.1, 1.0, 10.0])[:, None].expand(-1, 4)
+    loss = edm_loss(net, 0.3 * clean, noise, sigma)
+    # The frames that reach over the ends hold less: 6 of 203.
+    assert torch.allclose(loss, torch.ones_like(loss), atol=0.08)
+
+
+def test_learning_rate_ends_low():
+    settings = Settings(steps=1000)
+    rates = [learning_rate(settings, step) for step in range(1000)]
+    assert max(rates) == settings.lr
+    assert rates[0] < 0.01 * settings.lr
+    assert rates[-1] < 0.011 * settings.lr
+    assert all(a >= b for a, b in pairwise(rates[400:]))
+
+
+def test_crops_have_the_levels_of_the_corpus(corpus):
+    rng = np.random.default_rng(0)
+    plain = Augmentation(
+        remix=0, mute=0, stem_gain_db=0, mix_gain_db=0, equaliser_db=0, speed=0
+    )
+    crop = corpus.crop(rng, 8192, 3, plain)
+    assert crop.dtype == np.float32
+    assert np.abs(crop.std(1) * 32.768 - 1).max() < 0.05
+    muted = corpus.crop(rng, 8192, 3, Augmentation(mute=1))
+    assert not muted.any()
+    longer = corpus.crop(rng, 20000, 3, Augmentation(speed=1, mute=0))
+    assert longer.shape == (4, 20000)
+    assert not longer[:, 14000:].any()
+
+
+def test_equaliser_has_the_stated_spread():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=32768).astype(np.float32)
+    before = np.abs(np.fft.rfft(x))
+    gains = [
+        20 * np.log10(np.abs(np.fft.rfft(equalise(x, rng, 3.0)))[3000] / before[3000])
+        for _ in range(200)
+    ]
+    # Between two knots the spread is at least 1/sqrt(2) of theirs; 200 draws: 5 % error.
+    assert 1.8 < np.std(gains) < 3.6
+
+
+def test_validation_crops_are_fixed(corpus):
+    crops = validation_crops(corpus.folder, 4096, per_song=2)
+    assert crops.shape == (6, 4, 4096)
+    assert np.array_equal(crops, validation_crops(corpus.folder, 4096, per_song=2))
+
+
+def test_missing_corpus(tmp_path):
+    with pytest.raises(FileNotFoundError, match="render"):
+        StemCorpus(tmp_path / "nothing")
+
+
+def test_export_loads_as_a_model(corpus, tmp_path):
+    training = Training(SETTINGS, NETWORK, corpus)
+    training.prepare()
+    training.advance(torch.float32)
+    training.save(tmp_path / "checkpoint.pt")
+    export(tmp_path / "checkpoint.pt", corpus, tmp_path / "tiny", "a tiny model")
+    prior = hub.load(tmp_path / "tiny")
+    x = torch.randn(1, 4, 4096) * 0.1
+    expected = training.average(x, torch.tensor([0.1]))
+    assert torch.allclose(prior.denoise(x, torch.tensor([0.1])), expected, atol=1e-3)
