@@ -1,0 +1,187 @@
+"""Render a Slakh-like corpus of four stems (bass, drums, guitar, piano) at 22050 Hz."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+from scipy import signal
+
+if __package__ in (None, ""):  # run as a script: make the package importable
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from recipes.corpus.effects import Audio, apply_chain, loudness, rms
+from recipes.corpus.grooves import MissingProgram
+from recipes.corpus.midi import STEMS
+from recipes.corpus.patches import SPLITS, Palette, check_files
+from recipes.corpus.song import GrooveBook, Song, compose
+from recipes.corpus.synth import RENDER_RATE, soundfont
+
+CORPUS_VERSION = 1
+RATE = 22050
+SILENT = 10 ** (-60 / 20)  # a frame of 0.1 s below this RMS is silent
+
+
+def render_stem(song: Song, stem: str, rng: np.random.Generator) -> tuple[Audio, list[str]]:
+    """Render the layers of one stem through its effects, 22050 Hz (T,)."""
+    size = int(song.seconds * RENDER_RATE)
+    out = np.zeros(size, dtype=np.float32)
+    told: list[str] = []
+    for number, layer in enumerate(song.layers[stem]):
+        if len(layer.notes) == 0:
+            continue
+        font = soundfont(str(layer.patch.path))
+        sound = font.render(layer.notes, layer.patch.bank, layer.patch.program, size, layer.cents)
+        level = loudness(sound, RENDER_RATE)
+        if not np.isfinite(level):
+            continue
+        sound, effects = apply_chain(stem, layer.patch.program, sound, RENDER_RATE, rng)
+        level = loudness(sound, RENDER_RATE) - (float(rng.normal(-2, 2)) if number else 0.0)
+        out += sound * np.float32(10 ** ((-23 - level) / 20))
+        told.append(f"{layer.patch.label} ({', '.join(effects)})" if effects else layer.patch.label)
+    return signal.resample_poly(out, 1, 2, window=("kaiser", 9.0)).astype(np.float32), told
+
+
+def balance(stems: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Set levels as Slakh2100 does: equal loudness, here with N(0, 3.5 dB) a stem, then one gain.
+
+    Args:
+        stems: (4, T) at any level.
+        rng: Source of randomness.
+
+    Returns:
+        (4, T), the mixture's peak at -1 dB or up to 9 dB below, no stem beyond full scale.
+    """
+    stems = stems.copy()
+    for index, stem in enumerate(stems):
+        level = loudness(stem, RATE)
+        offset = float(rng.normal(0, 3.5))
+        if np.isfinite(level):
+            stem *= np.float32(10 ** ((-23 - level + offset) / 20))
+        stems[index] = stem
+    peak = max(float(np.abs(stems.sum(0)).max()), float(np.abs(stems).max()), 1e-9)
+    below = float(rng.choice([0.0, rng.uniform(0, 8)]))
+    return (stems * np.float32(10 ** ((-1 - below) / 20) / peak)).astype(np.float32)
+
+
+def silent_share(x: Audio) -> float:
+    """Return the share of 0.1 s frames below -60 dB."""
+    frames = x[: len(x) // 2205 * 2205].reshape(-1, 2205)
+    return float(np.mean(np.sqrt(np.mean(np.square(frames), axis=1)) < SILENT))
+
+
+@lru_cache(maxsize=4)
+def _sources(split: str, permissive_only: bool) -> tuple[Palette, GrooveBook]:
+    return Palette(split, permissive_only), GrooveBook(split)
+
+
+def song_seed(seed: int, split: str, number: int) -> list[int]:
+    """Return the entropy of a song: corpus seed, split, number; splits never share one."""
+    return [seed, SPLITS.index(split), number]
+
+
+def render_song(
+    split: str, number: int, seed: int, permissive_only: bool
+) -> tuple[NDArray[np.int16], dict[str, Any]]:
+    """Render a song of the corpus.
+
+    Returns:
+        int16 (4, T) at 22050 Hz, 32768 being 1.0, and its line of the index.
+    """
+    palette, book = _sources(split, permissive_only)
+    rng = np.random.default_rng(song_seed(seed, split, number))
+    song = compose(split, palette, book, rng)
+    rendered = [render_stem(song, stem, rng) for stem in STEMS]
+    stems = balance(np.stack([audio for audio, _ in rendered]), rng)
+    pcm = np.clip(np.rint(stems * 32768), -32768, 32767).astype(np.int16)
+    line = {
+        "song": number,
+        "seed": seed,
+        "version": CORPUS_VERSION,
+        "file": f"{number:06d}.npy",
+        "samples": pcm.shape[1],
+        "rms": [round(rms(s), 5) for s in stems],
+        "silent_share": [round(silent_share(s), 4) for s in stems],
+        "grooves": song.grooves,
+        "patches": [told for _, told in rendered],
+        "chart": song.chart.text(),
+    }
+    return pcm, line
+
+
+def _work(
+    out: Path, split: str, number: int, seed: int, permissive_only: bool
+) -> dict[str, Any]:
+    pcm, line = render_song(split, number, seed, permissive_only)
+    temporary = out / f".{number:06d}.{os.getpid()}.npy"
+    np.save(temporary, pcm)
+    temporary.rename(out / line["file"])
+    return line
+
+
+def finished(index: Path) -> set[int]:
+    """Return the numbers of the songs already in an index."""
+    if not index.exists():
+        return set()
+    return {json.loads(line)["song"] for line in index.read_text().splitlines() if line.strip()}
+
+
+@click.command(help=__doc__)
+@click.option("--split", type=click.Choice(SPLITS), required=True)
+@click.option("--songs", default=600, show_default=True, help="Number of songs wanted in all.")
+@click.option("--first", default=0, show_default=True, help="Number of the first song.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the split.")
+@click.option("--jobs", default=1, show_default=True, help="Processes.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the corpus.")
+@click.option("--permissive-only", is_flag=True, help="Use only sources under permissive licences.")
+def main(
+    split: str, songs: int, first: int, out: Path, jobs: int, seed: int, permissive_only: bool
+) -> None:
+    try:
+        check_files(_sources(split, permissive_only)[0].patches)
+    except MissingProgram as error:
+        raise click.ClickException(str(error)) from error
+    out.mkdir(parents=True, exist_ok=True)
+    index = out / "index.jsonl"
+    done = finished(index)
+    wanted = [n for n in range(first, first + songs) if n not in done]
+    begin, seconds = time.monotonic(), 0.0
+
+    def keep(line: dict[str, Any], count: int) -> None:
+        nonlocal seconds
+        with index.open("a") as stream:
+            stream.write(json.dumps(line) + "\n")
+        seconds += line["samples"] / RATE
+        spent = time.monotonic() - begin
+        left = spent / count * (len(wanted) - count)
+        click.echo(
+            f"{split} {count}/{len(wanted)} songs, {seconds / 3600:.2f} h of audio, "
+            f"{seconds / spent:.0f} x real time, {left / 60:.0f} min left", err=True,
+        )
+
+    try:
+        if jobs == 1:
+            for count, number in enumerate(wanted, 1):
+                keep(_work(out, split, number, seed, permissive_only), count)
+        else:
+            with ProcessPoolExecutor(jobs) as pool:
+                tasks = [
+                    pool.submit(_work, out, split, n, seed, permissive_only) for n in wanted
+                ]
+                for count, task in enumerate(as_completed(tasks), 1):
+                    keep(task.result(), count)
+    except MissingProgram as error:
+        raise click.ClickException(str(error)) from error
+
+
+if __name__ == "__main__":
+    main()
