@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from recipes.corpus.grooves import MissingProgram
+from recipes.corpus.midi import STEMS
 
 TABLE = Path(__file__).parent / "sources.tsv"
 SPLITS = ("train", "valid", "test")
@@ -19,7 +20,7 @@ RARE = {"deb:opl3-soundfont": 0.3}  # chip sounds: seasoning
 
 @dataclass(frozen=True)
 class Patch:
-    """One sound: a soundfont patch (`bank`, `program`) or a sample kit in a folder."""
+    """One sound: a patch (`bank`, `program`) of a soundfont `file`, with its licence and split."""
 
     stem: str
     kind: str
@@ -83,6 +84,12 @@ class Palette:
         self._groups: dict[str, dict[str, list[Patch]]] = defaultdict(lambda: defaultdict(list))
         for patch in self.patches:
             self._groups[patch.stem][patch.package].append(patch)
+        lacking = [stem for stem in STEMS if stem not in self._groups]
+        if lacking:
+            raise ValueError(
+                f"no source for {', '.join(lacking)} in split {split!r}: expected at least one "
+                "patch a stem; leave out --permissive-only or add rows to sources.tsv"
+            )
 
     def draw(self, stem: str, rng: np.random.Generator) -> Patch:
         """Draw a patch: sources weighted by the square root of how many patches they have."""

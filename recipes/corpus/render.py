@@ -26,7 +26,7 @@ from recipes.corpus.patches import SPLITS, Palette, check_files
 from recipes.corpus.song import GrooveBook, Song, compose
 from recipes.corpus.synth import RENDER_RATE, soundfont
 
-CORPUS_VERSION = 1
+CORPUS_VERSION = 1  # rises with every change that alters audio; each line of the index records it
 RATE = 22050
 SILENT = 10 ** (-60 / 20)  # a frame of 0.1 s below this RMS is silent
 
@@ -148,7 +148,7 @@ def main(
 ) -> None:
     try:
         check_files(_sources(split, permissive_only)[0].patches)
-    except MissingProgram as error:
+    except (MissingProgram, ValueError) as error:
         raise click.ClickException(str(error)) from error
     out.mkdir(parents=True, exist_ok=True)
     index = out / "index.jsonl"

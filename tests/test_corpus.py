@@ -1,0 +1,159 @@
+"""The corpus recipe: deterministic, in level, and with splits that share nothing."""
+
+from __future__ import annotations
+
+import shutil
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+mido = pytest.importorskip("mido")
+
+from recipes.corpus.charts import random_chart  # noqa: E402  (needs mido)
+from recipes.corpus.effects import apply_chain, loudness  # noqa: E402
+from recipes.corpus.grooves import read_catalogue  # noqa: E402
+from recipes.corpus.lead import lead_line  # noqa: E402
+from recipes.corpus.midi import STEMS, Track, empty_notes, read_tracks, stem_of  # noqa: E402
+from recipes.corpus.patches import SPLITS, Palette, check_files, read_patches  # noqa: E402
+from recipes.corpus.render import balance, render_song, song_seed  # noqa: E402
+from recipes.corpus.song import split_of  # noqa: E402
+
+RATE = 22050
+
+
+def tone(level: float, frequency: float = 997.0, seconds: float = 4.0) -> np.ndarray:
+    t = np.arange(int(RATE * seconds)) / RATE
+    return (level * np.sin(2 * np.pi * frequency * t)).astype(np.float32)
+
+
+def test_splits_share_no_sounds():
+    splits = defaultdict(set)
+    for patch in read_patches():
+        splits[patch.package, patch.file].add(patch.split)
+    assert all(len(used) == 1 for used in splits.values())
+    for split in SPLITS:
+        stems = {patch.stem for patch in Palette(split).patches}
+        assert stems == set(STEMS)
+
+
+def test_splits_share_no_grooves():
+    files = {groove.file for groove in read_catalogue()}
+    by_split = defaultdict(int)
+    for file in files:
+        by_split[split_of(file)] += 1
+    assert set(by_split) == set(SPLITS)
+    assert by_split["train"] > 3 * by_split["test"]
+
+
+def test_no_two_songs_share_a_seed():
+    seeds = {tuple(song_seed(0, split, n)) for split in SPLITS for n in range(50)}
+    assert len(seeds) == 150
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_fixed_lists(split):
+    path = Path(__file__).parents[1] / "recipes/corpus/lists" / f"{split}.txt"
+    lines = [line.split() for line in path.read_text().splitlines() if not line.startswith("#")]
+    assert lines == [["0", str(n)] for n in range(24)]
+
+
+def test_charts_are_deterministic_and_whole():
+    first, again, other = (random_chart(np.random.default_rng(s), 4, 60) for s in (1, 1, 2))
+    assert first == again
+    assert first != other
+    assert len(first.bars) % 4 == 0
+    assert 40 < len(first.bars) * 4 * 60 / first.tempo < 90
+
+
+def test_lead_line_stays_in_its_bars():
+    chart = random_chart(np.random.default_rng(0), 4, 60)
+    notes = lead_line(chart, 4, 4, 70, np.random.default_rng(0))
+    assert len(notes) > 4
+    assert notes[:, 0].min() >= 16
+    assert notes[:, 0].max() < 32
+    assert np.abs(notes[:, 2] - 70).max() <= 19
+
+
+@pytest.mark.parametrize(
+    ("name", "channel", "program", "stem"),
+    [
+        ("Drum", 9, 0, "drums"),
+        ("Walk", 3, 33, "bass"),
+        ("Chord-Guitar", 4, 27, "guitar"),
+        ("Bass", 3, 25, "guitar"),
+        ("Chord", 5, 0, "piano"),
+        ("Bass", 2, 58, "bass"),
+        ("Strings", 6, 48, None),
+    ],
+)
+def test_stem_by_channel_program_and_name(name, channel, program, stem):
+    assert stem_of(Track(name, channel, program, empty_notes())) == stem
+
+
+def test_reads_notes_and_program_changes(tmp_path):
+    track = mido.MidiTrack(
+        [
+            mido.MetaMessage("track_name", name="Chord"),
+            mido.Message("program_change", channel=2, program=27),
+            mido.Message("note_on", channel=2, note=60, velocity=90, time=96),
+            mido.Message("note_off", channel=2, note=60, time=96),
+            mido.Message("program_change", channel=2, program=0),
+            mido.Message("note_on", channel=2, note=64, velocity=80, time=0),
+            mido.Message("note_on", channel=2, note=64, velocity=0, time=48),
+        ]
+    )
+    mido.MidiFile(ticks_per_beat=192, tracks=[track]).save(tmp_path / "x.mid")
+    guitar, piano = read_tracks(tmp_path / "x.mid")
+    assert (guitar.program, piano.program) == (27, 0)
+    assert guitar.notes.tolist() == [[0.5, 1.0, 60, 90]]
+    assert piano.notes.tolist() == [[1.0, 1.25, 64, 80]]
+
+
+def test_loudness_of_a_tone():
+    """ITU-R BS.1770-4: a full-scale tone of 997 Hz in one channel has -3.01 LUFS."""
+    assert loudness(tone(1.0), RATE) == pytest.approx(-3.01, abs=0.1)
+    assert loudness(tone(0.1), RATE) == pytest.approx(-23.01, abs=0.1)
+    assert loudness(np.zeros(RATE, np.float32), RATE) == -np.inf
+
+
+def test_balance_evens_out_loudness():
+    stems = np.stack([tone(0.9, 200), tone(0.001, 997), tone(0.1, 440), np.zeros(88200, np.float32)])
+    offsets = []
+    for seed in range(200):
+        out = balance(stems, np.random.default_rng(seed))
+        assert np.abs(out.sum(0)).max() <= 10 ** (-1 / 20) + 1e-6
+        assert not out[3].any()
+        offsets.append(loudness(out[0], RATE) - loudness(out[1], RATE))
+    # The difference of two N(0, 3.5 dB): spread 4.9 dB; 200 draws give it to 5 %, its mean to 0.35.
+    assert abs(np.mean(offsets)) < 1.5
+    assert 4 < np.std(offsets) < 6
+
+
+def test_effects_are_deterministic_and_finite():
+    x = tone(0.2, 220)
+    for seed in range(12):
+        first, names = apply_chain("guitar", 27, x, RATE, np.random.default_rng(seed))
+        again, _ = apply_chain("guitar", 27, x, RATE, np.random.default_rng(seed))
+        assert np.array_equal(first, again), names
+        assert np.isfinite(first).all()
+        assert len(first) == len(x)
+
+
+def _rendering_is_possible() -> bool:
+    try:
+        check_files([p for p in Palette("test").patches if p.package.startswith("deb:")])
+    except RuntimeError:
+        return False
+    return bool(shutil.which("mma")) and bool(shutil.which("fluidsynth"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not _rendering_is_possible(), reason="needs mma, fluidsynth and soundfonts")
+def test_a_song_is_always_the_same():
+    first, line = render_song("test", 0, 0, False)
+    again, _ = render_song("test", 0, 0, False)
+    assert np.array_equal(first, again)
+    assert first.shape == (4, line["samples"])
+    assert np.abs(first.astype(int).sum(0)).max() < 32768
