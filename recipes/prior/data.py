@@ -61,7 +61,9 @@ class StemCorpus:
     def refresh(self) -> int:
         """Reads the index again and returns the number of songs."""
         lines = self.index.read_text().splitlines()
-        self.songs = [json.loads(line) for line in lines if line.endswith("}")]
+        songs = [json.loads(line) for line in lines if line.endswith("}")]
+        # Two renderings at once may have listed a song twice.
+        self.songs = list({song["file"]: song for song in songs}.values())
         return len(self.songs)
 
     @property
