@@ -8,17 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 mido = pytest.importorskip("mido")
 
 from recipes.corpus.charts import random_chart  # noqa: E402  (needs mido)
 from recipes.corpus.effects import apply_chain, loudness  # noqa: E402
-from recipes.corpus.grooves import read_catalogue  # noqa: E402
+from recipes.corpus.grooves import MissingProgram, form_of, read_catalogue  # noqa: E402
 from recipes.corpus.lead import lead_line  # noqa: E402
 from recipes.corpus.midi import STEMS, Track, empty_notes, read_tracks, stem_of  # noqa: E402
 from recipes.corpus.patches import SPLITS, Palette, check_files, read_patches  # noqa: E402
-from recipes.corpus.render import balance, render_song, song_seed  # noqa: E402
-from recipes.corpus.song import split_of  # noqa: E402
+from recipes.corpus.render import balance, main, render_song, song_seed  # noqa: E402
+from recipes.corpus.song import fold, humanise, split_of  # noqa: E402
+from recipes.corpus.synth import soundfont  # noqa: E402
 
 RATE = 22050
 
@@ -119,7 +121,8 @@ def test_loudness_of_a_tone():
 
 
 def test_balance_evens_out_loudness():
-    stems = np.stack([tone(0.9, 200), tone(0.001, 997), tone(0.1, 440), np.zeros(88200, np.float32)])
+    silence = np.zeros(88200, np.float32)
+    stems = np.stack([tone(0.9, 200), tone(0.001, 997), tone(0.1, 440), silence])
     offsets = []
     for seed in range(200):
         out = balance(stems, np.random.default_rng(seed))
@@ -141,6 +144,44 @@ def test_effects_are_deterministic_and_finite():
         assert len(first) == len(x)
 
 
+def test_notes_stay_playable():
+    notes = np.array([[0, 0.5, 20.0, 90], [0, 0.5, 110, 90], [1, 1.5, 60, 127]])
+    before = notes.copy()
+    folded = fold(notes, "guitar")
+    assert folded[:, 2].min() >= 40
+    assert folded[:, 2].max() <= 88
+    human = humanise(folded, "guitar", np.random.default_rng(0))
+    assert np.array_equal(notes, before)
+    assert (human[:, 0] >= 0).all()
+    assert (human[:, 1] > human[:, 0]).all()
+    assert human[:, 3].max() <= 127
+    assert np.abs(human[:, 0] - folded[:, 0]).max() < 0.12
+
+
+def test_forms_of_grooves():
+    assert form_of("8BeatFill") == "fill"
+    assert form_of("CountryBlues") == "main"
+    assert form_of("stdlib/8beat:8BeatIntro") == "intro"
+
+
+def test_permissive_sources_alone():
+    palette = Palette("train", permissive_only=True)
+    assert {patch.stem for patch in palette.patches} == set(STEMS)
+    assert not any(p.licence.startswith(("GPL", "CC-BY-SA")) for p in palette.patches)
+    with pytest.raises(ValueError, match="no source for"):
+        Palette("test", permissive_only=True)
+
+
+def test_a_missing_source_names_its_package(monkeypatch, tmp_path):
+    monkeypatch.setenv("MGDM_CORPUS_SOURCES", str(tmp_path))
+    with pytest.raises(MissingProgram, match="alphatab"):
+        check_files(Palette("valid").patches)
+    done = CliRunner().invoke(main, ["--split", "valid", "--out", str(tmp_path / "valid")])
+    assert done.exit_code == 1
+    assert "alphatab" in done.output
+    assert not (tmp_path / "valid").exists()
+
+
 def _rendering_is_possible() -> bool:
     try:
         check_files([p for p in Palette("test").patches if p.package.startswith("deb:")])
@@ -157,3 +198,13 @@ def test_a_song_is_always_the_same():
     assert np.array_equal(first, again)
     assert first.shape == (4, line["samples"])
     assert np.abs(first.astype(int).sum(0)).max() < 32768
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not _rendering_is_possible(), reason="needs mma, fluidsynth and soundfonts")
+def test_nothing_is_left_of_the_rendering_before():
+    font = soundfont(next(str(p.path) for p in Palette("test").patches))
+    notes = np.array([[0.2 * i, 0.2 * i + 0.15, 60 + i % 12, 90] for i in range(10)])
+    first = font.render(notes, 0, 0, 44100)
+    font.render(notes, 0, 5, 44100)
+    assert np.array_equal(first, font.render(notes, 0, 0, 44100))

@@ -1,11 +1,10 @@
-"""Data card of a rendered split: hours, levels, silence and presence per stem, licences.
-
-Run as `python -m recipes.corpus.card FOLDER [FOLDER ...]`; the card goes to standard output.
-"""
+"""Describe a rendered corpus: hours, levels and silence by stem, sources and licences, beside
+Slakh2100."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,87 +12,74 @@ from typing import Any
 import click
 import numpy as np
 
-from recipes.corpus.midi import STEMS
-from recipes.corpus.patches import read_patches
+if __package__ in (None, ""):  # run as a script: make the package importable
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-RATE = 22050
-# Share of Slakh2100's songs in which a class is present, in the order of STEMS, in percent.
-SLAKH_PRESENT = (94.7, 99.3, 100.0, 99.3)
+from recipes.corpus.midi import STEMS
+from recipes.corpus.patches import SPLITS, read_patches
+
+SLAKH_PRESENT = {"bass": 94.7, "drums": 99.3, "guitar": 100.0, "piano": 99.3}
+"""Share of Slakh2100's songs in which a class is present, in percent (Mariani et al., 2024)."""
 
 
 def read_index(folder: Path) -> list[dict[str, Any]]:
-    """Read a split's index.
+    """Return the lines of a split's index.
 
     Raises:
-        ValueError: The folder has no index or an empty one.
+        FileNotFoundError: if the split was not rendered.
     """
-    path = folder / "index.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    if not lines:
-        raise ValueError(f"{path} is missing or empty: render the split first")
-    return lines
+    index = folder / "index.jsonl"
+    if not index.is_file():
+        raise FileNotFoundError(f"{index} does not exist; render the split first")
+    return [json.loads(line) for line in index.read_text().splitlines() if line.strip()]
 
 
-def _decibels(values: np.ndarray) -> str:
-    low, middle, high = np.percentile(20 * np.log10(np.maximum(values, 1e-9)), (10, 50, 90))
-    return f"{middle:.1f} ({low:.1f} .. {high:.1f})"
-
-
-def card(folder: Path) -> str:
-    """Write the card of one folder as Markdown."""
-    lines = read_index(folder)
-    hours = sum(line["samples"] for line in lines) / RATE / 3600
-    rms = np.array([line["rms"] for line in lines])
-    silent = np.array([line["silent_share"] for line in lines])
+def split_table(songs: list[dict[str, Any]]) -> list[str]:
+    """Return Markdown rows, one a stem: presence, level and silence over the songs of a split."""
+    rms = np.array([song["rms"] for song in songs])
+    silent = np.array([song["silent_share"] for song in songs])
     present = rms > 0
-    # Stems are all but uncorrelated: the power of the mixture is the sum of theirs.
-    mixture = np.sqrt(np.square(rms).sum(1))
-    versions = Counter(line["version"] for line in lines)
-    out = [
-        f"## {folder.name}",
-        "",
-        f"{len(lines)} songs, {hours:.2f} h, 22050 Hz mono, int16; version(s) "
-        + ", ".join(f"{v}: {n} songs" for v, n in sorted(versions.items()))
-        + f". Mixture RMS, dBFS, median (10 % .. 90 %): {_decibels(mixture)}.",
-        "",
-        "| stem | songs with it % | Slakh2100 % | RMS dBFS, median (10 % .. 90 %) "
-        "| silent 0.1 s frames %, where present |",
-        "|---|---|---|---|---|",
+    rows = [
+        "| stem | songs with it | Slakh2100 | RMS where present, median (10 to 90 %) | silent |",
+        "| --- | ---: | ---: | ---: | ---: |",
     ]
-    for index, stem in enumerate(STEMS):
-        here = present[:, index]
-        if not here.any():
-            out.append(f"| {stem} | 0.0 | {SLAKH_PRESENT[index]} | - | - |")
-            continue
-        out.append(
-            f"| {stem} | {100 * here.mean():.1f} | {SLAKH_PRESENT[index]} "
-            f"| {_decibels(rms[here, index])} | {100 * silent[here, index].mean():.1f} |"
+    for k, stem in enumerate(STEMS):
+        level = 20 * np.log10(rms[present[:, k], k])
+        low, middle, high = np.percentile(level, [10, 50, 90])
+        rows.append(
+            f"| {stem} | {100 * present[:, k].mean():.1f} % | {SLAKH_PRESENT[stem]} % | "
+            f"{middle:.1f} dB ({low:.1f} to {high:.1f}) | {100 * silent[:, k].mean():.0f} % |"
         )
-    used: Counter[str] = Counter()
-    for line in lines:
-        for number, patches in enumerate(line["patches"]):
-            used.update({f"{STEMS[number]} {p.split(' (')[0]}" for p in patches})
-    licences = {
-        f"{p.stem} {p.label}".split(" (")[0]: (p.package, p.licence) for p in read_patches()
-    }
-    packages: Counter[tuple[str, str]] = Counter()
-    for patch, count in used.items():
-        packages[licences.get(patch, ("not in sources.tsv", "unknown"))] += count
-    out += ["", f"{len(used)} patches in use. Parts a source plays:", ""]
-    out += [f"- {package} ({licence}): {n}" for (package, licence), n in packages.most_common()]
-    grooves = {g for line in lines for g in line["grooves"]}
-    files = {g.split(":")[0] for g in grooves}
-    out += ["", f"{len(grooves)} grooves of {len(files)} groove files."]
-    return "\n".join(out) + "\n"
+    return rows
 
 
-@click.command(help="Print the data card of rendered splits as Markdown.")
-@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
-def main(folders: tuple[Path, ...]) -> None:
-    try:
-        click.echo("\n".join(card(folder) for folder in folders))
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
+def source_table() -> list[str]:
+    """Return Markdown rows, one a package: licence, split, patches by stem."""
+    counts: dict[tuple[str, str, str], Counter[str]] = {}
+    for patch in read_patches():
+        key = (patch.package, patch.licence, patch.split)
+        counts.setdefault(key, Counter())[patch.stem] += 1
+    rows = ["| package | licence | split | bass | drums | guitar | piano |"]
+    rows.append("| --- | --- | --- | ---: | ---: | ---: | ---: |")
+    for (package, licence, split), count in sorted(counts.items(), key=lambda item: item[0][2]):
+        cells = " | ".join(str(count[stem]) for stem in STEMS)
+        rows.append(f"| {package} | {licence} | {split} | {cells} |")
+    return rows
+
+
+@click.command(help=__doc__)
+@click.argument("corpus", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def main(corpus: Path) -> None:
+    for split in SPLITS:
+        try:
+            songs = read_index(corpus / split)
+        except FileNotFoundError as error:
+            raise click.ClickException(str(error)) from error
+        hours = sum(song["samples"] for song in songs) / 22050 / 3600
+        versions = sorted({song["version"] for song in songs})
+        click.echo(f"### {split}: {len(songs)} songs, {hours:.1f} h, corpus version {versions}\n")
+        click.echo("\n".join(split_table(songs)) + "\n")
+    click.echo("### Sounds\n\n" + "\n".join(source_table()))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from recipes.corpus.grooves import MissingProgram
 
 RENDER_RATE = 44100
+CHANNELS = 256  # of the synthesiser that holds patches: a patch each
 BLOCK = 64  # FluidSynth's internal block; events sit on its grid so that runs repeat exactly
 
 
@@ -40,7 +41,9 @@ def _library() -> Any:
         "fluid_synth_noteon": (number, [pointer, number, number, number]),
         "fluid_synth_noteoff": (number, [pointer, number, number]),
         "fluid_synth_pitch_bend": (number, [pointer, number, number]),
-        "fluid_synth_system_reset": (number, [pointer]),
+        "fluid_synth_get_sfont_by_id": (pointer, [pointer, number]),
+        "fluid_synth_add_sfont": (number, [pointer, pointer]),
+        "fluid_synth_remove_sfont": (number, [pointer, pointer]),
         "fluid_synth_set_interp_method": (number, [pointer, number, number]),
         "fluid_synth_write_float": (
             number,
@@ -57,7 +60,12 @@ def _library() -> Any:
 
 
 class Soundfont:
-    """A synthesiser with one soundfont loaded; renders one patch at a time, mono at 44.1 kHz."""
+    """A loaded soundfont; renders one patch at a time, mono at 44.1 kHz.
+
+    Every rendering has a synthesiser of its own: a used one, even after FluidSynth's reset, still
+    sounds the voices of the rendering before. The soundfont is shared, and another synthesiser that
+    plays nothing holds the patches used so far, so that their samples stay in memory.
+    """
 
     def __init__(self, path: str) -> None:
         library = _library()
@@ -69,16 +77,25 @@ class Soundfont:
             "synth.polyphony": 192,
             "synth.dynamic-sample-loading": 1,
             "synth.cpu-cores": 1,
+            "synth.midi-channels": CHANNELS,
         }
         for key, value in numbers.items():
             library.fluid_settings_setnum(self._settings, key.encode(), value)
         for key, switch in switches.items():
             library.fluid_settings_setint(self._settings, key.encode(), switch)
-        self._synth = library.new_fluid_synth(self._settings)
-        self._font = library.fluid_synth_sfload(self._synth, path.encode(), 0)
-        if self._font < 0:
+        self._holder = library.new_fluid_synth(self._settings)
+        self._held: list[tuple[int, int]] = []
+        identity = library.fluid_synth_sfload(self._holder, path.encode(), 0)
+        if identity < 0:
             raise MissingProgram(f"fluidsynth could not load the soundfont {path}")
-        library.fluid_synth_set_interp_method(self._synth, -1, 4)
+        self._font = library.fluid_synth_get_sfont_by_id(self._holder, identity)
+
+    def _hold(self, bank: int, program: int) -> None:
+        """Keep a patch's samples loaded: select it on a channel of the silent synthesiser."""
+        if (bank, program) not in self._held and len(self._held) < CHANNELS:
+            library, channel = _library(), len(self._held)
+            library.fluid_synth_program_select(self._holder, channel, 1, bank, program)
+            self._held.append((bank, program))
 
     def render(
         self, notes: NDArray[np.float64], bank: int, program: int, samples: int, cents: float = 0.0
@@ -94,11 +111,28 @@ class Soundfont:
 
         Returns:
             (samples,) float32, mean of both channels.
+
+        Raises:
+            ValueError: The soundfont has no such patch.
         """
-        library, synth = _library(), self._synth
-        library.fluid_synth_system_reset(synth)
+        library = _library()
+        self._hold(bank, program)
+        synth = library.new_fluid_synth(self._settings)
+        library.fluid_synth_add_sfont(synth, self._font)
+        try:
+            return self._play(synth, notes, bank, program, samples, cents)
+        finally:
+            library.fluid_synth_remove_sfont(synth, self._font)
+            library.delete_fluid_synth(synth)
+
+    def _play(
+        self, synth: int, notes: NDArray[np.float64], bank: int, program: int, samples: int,
+        cents: float,
+    ) -> NDArray[np.float32]:
+        library = _library()
+        library.fluid_synth_set_interp_method(synth, -1, 4)
         channel = 9 if bank == 128 else 0
-        if library.fluid_synth_program_select(synth, channel, self._font, bank, program) != 0:
+        if library.fluid_synth_program_select(synth, channel, 1, bank, program) != 0:
             raise ValueError(f"the soundfont has no patch {bank}:{program}")
         bend = int(np.clip(8192 + cents / 200 * 8192, 0, 16383))
         library.fluid_synth_pitch_bend(synth, channel, bend)
