@@ -156,7 +156,9 @@ def _truncation(path: Path, file: sf.SoundFile, frames: int) -> tuple[str, ...]:
         claimed, present = int(data[1]), int(data[2])
         # Programs that write to a pipe leave 0 or the largest value: no length is declared.
         if 0 < present < claimed < 0xFFFFFF00:
-            declared = round(frames * claimed / present)
+            # The last frame may be cut: whole bytes a frame, unless several share one (ADPCM).
+            size = present // frames or present / frames
+            declared = int(claimed / size)
     if frames < declared:
         rate = file.samplerate
         return (
