@@ -20,7 +20,7 @@ from __future__ import annotations
 __all__ = ["KnownStems", "LinearOperator", "Mask", "Mixture", "PointwiseOperator", "Stack"]
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -52,6 +52,17 @@ class LinearOperator(ABC):
     @abstractmethod
     def norm(self) -> float:
         """Largest singular value of A."""
+
+    @abstractmethod
+    def gram_function(self, y: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """f(A Aᵀ) y, (B, M, T') -> (B, M, T'), for methods that treat each singular value apart.
+
+        Arguments:
+            y: observation, (B, M, T').
+            function: f, taken of a tensor of eigenvalues of A Aᵀ (squared singular values),
+                float64, >= 0, entry by entry. It is not asked where the eigenvalue is 0: what
+                A does not reach stays 0.
+        """
 
     @abstractmethod
     def posterior_mean(self, mean: Tensor, var: Variance, y: Tensor, sigma_y: NoiseLevel) -> Tensor:
@@ -168,6 +179,19 @@ class PointwiseOperator(LinearOperator):
         gram = torch.einsum("bmkt,bnkt->btmn", a, a)
         solved = _solve_singular(gram, work.mT, equilibrate=False).mT
         return (a * solved[:, :, None]).sum(1).to(y)
+
+    def gram_function(self, y: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """See `LinearOperator.gram_function`."""
+        self._check(y, self.rows, "observed channels")
+        work = y.to(_precise(y))
+        a = self._field(work)
+        if self.rows == 1:
+            return (_where_positive(function, (a**2).sum(2), 0.0) * work).to(y)
+        values, basis = torch.linalg.eigh(torch.einsum("bmkt,bnkt->btmn", a, a))
+        floor = values[..., -1:] * values.shape[-1] * 1e-13
+        weights = _where_positive(function, values, floor)
+        rotated = (basis.mT @ work.mT[..., None])[..., 0]
+        return (basis @ (weights * rotated)[..., None])[..., 0].mT.to(y)
 
     def norm(self) -> float:
         """See `LinearOperator.norm`."""
@@ -365,6 +389,14 @@ def _solve_singular(system: Tensor, r: Tensor, equilibrate: bool) -> Tensor:
     inverse = torch.where(values > floor, 1 / torch.where(values > floor, values, 1), 0)
     coefficients = (basis.mT @ (r / scale)[..., None])[..., 0] * inverse
     return (basis @ coefficients[..., None])[..., 0] / scale
+
+
+def _where_positive(
+    function: Callable[[Tensor], Tensor], values: Tensor, floor: float | Tensor
+) -> Tensor:
+    """function(values) where they are above the floor, and 0 elsewhere."""
+    positive = values > floor
+    return torch.where(positive, function(torch.where(positive, values, 1)), 0)
 
 
 def _divide(r: Tensor, s: Tensor) -> Tensor:
