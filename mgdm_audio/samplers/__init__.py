@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 
 _CLASSES = {
     "mgdm": "MGDM",
+    "dps": "DPS",
+    "pgdm": "PGDM",
+    "ddnm": "DDNM",
+    "diffpir": "DiffPIR",
+    "reddiff": "REDDiff",
 }
 """Name, which is also the module, and class of each sampler."""
 
