@@ -125,7 +125,7 @@ def _opened(path: Path) -> Iterator[sf.SoundFile]:
     if not os.access(path, os.R_OK):
         raise AudioError(f"{path}: permission denied")
     try:
-        file = sf.SoundFile(path)
+        file = sf.SoundFile(_name(path))
     except (sf.LibsndfileError, OSError, TypeError) as error:
         cause = getattr(error, "error_string", str(error)).rstrip(".")
         raise AudioError(
@@ -136,6 +136,11 @@ def _opened(path: Path) -> Iterator[sf.SoundFile]:
         if file.frames == 0:
             raise AudioError(f"{path}: contains no audio (0 frames)")
         yield file
+
+
+def _name(path: Path) -> str | bytes:
+    """A file name as soundfile takes it, also where its bytes are no text."""
+    return os.fsencode(path) if os.name == "posix" else str(path)
 
 
 def _check_finite(path: Path, block: NDArray[np.floating], offset: int, sample_rate: int) -> None:
@@ -327,7 +332,9 @@ def _write(
     files: list[sf.SoundFile] = []
     try:
         for path in paths:
-            files.append(sf.SoundFile(path, "w", sample_rate, channels, subtype, format=container))
+            files.append(
+                sf.SoundFile(_name(path), "w", sample_rate, channels, subtype, format=container)
+            )
         for start in range(0, length, BLOCK):
             part = stems[..., start : start + BLOCK]
             if bits is None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import string
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +27,7 @@ class Progress:
     """A line on stderr with percentage and time left; redrawn on a terminal, sparse elsewhere."""
 
     def __init__(self, label: str, quiet: bool) -> None:
-        self.label, self.quiet = label, quiet
+        self.label, self.quiet = _printable(label), quiet
         self.start = time.monotonic()
         self.shown = -1
         self.live = sys.stderr.isatty()
@@ -50,6 +52,11 @@ class Progress:
             click.echo(err=True)
 
 
+def _printable(text: object) -> str:
+    """Text with undecodable bytes of file names replaced, which no terminal would take."""
+    return str(text).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -59,15 +66,20 @@ def _duration(seconds: float) -> str:
 def _template(ctx: click.Context, param: click.Parameter, value: str) -> str:
     """Refuses a template that would lose stems or leave the output folder."""
     try:
-        fields = [name for _, name, _, _ in string.Formatter().parse(value) if name is not None]
+        parsed = [field for field in string.Formatter().parse(value) if field[1] is not None]
     except ValueError as error:
         raise click.BadParameter(f"'{value}' is not a template: {error}") from error
+    fields = [name for _, name, _, _ in parsed]
     unknown = [name for name in fields if name not in FIELDS]
     if unknown:
         known = ", ".join("{" + name + "}" for name in FIELDS)
         raise click.BadParameter(f"unknown field {{{unknown[0]}}} in '{value}'; there are {known}")
     if "stem" not in fields:
         raise click.BadParameter(f"'{value}' lacks {{stem}}: all stems would get one name")
+    if any(spec or conversion for _, _, spec, conversion in parsed):
+        raise click.BadParameter(f"'{value}': fields take no format, write {{stem}} alone")
+    if not value.endswith((".{ext}", ".wav")):
+        raise click.BadParameter(f"'{value}' must end in .{{ext}} or .wav: stems are WAV files")
     path = Path(value)
     if path.is_absolute() or ".." in path.parts:
         raise click.BadParameter(f"'{value}' must stay inside the output folder (-o)")
@@ -128,7 +140,7 @@ def cli() -> None:
 )
 @click.option("--overwrite", is_flag=True, help="Replace stems that exist.")
 @click.option("--skip-existing", is_flag=True, help="Leave out files whose stems all exist.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress and no report on stderr.")
+@click.option("-q", "--quiet", is_flag=True, help="Only warnings and errors on stderr.")
 def separate(
     files: tuple[str, ...],
     output: Path,
@@ -158,7 +170,7 @@ def separate(
     plans = _plan(files, output, filename, model, method)
     try:
         failed = _separate_all(
-            plans, output, model, method, preset, seed, device, precision,
+            plans, model, method, preset, seed, device, precision,
             overwrite, skip_existing, quiet,
         )  # fmt: skip
     except KeyboardInterrupt:
@@ -174,11 +186,13 @@ def _plan(
     plans: dict[Path, dict[str, Path]] = {}
     owners: dict[Path, Path] = {}
     for source in dict.fromkeys(map(Path, files)):
-        names = {"track": source.stem, "ext": "wav", "model": Path(model).name, "method": method}
-        plans[source] = {
-            stem: output / filename.format(**names, stem=stem) for stem in STEMS
-        }
+        # A file called "...wav" has the stem "..", which would lead out of the output folder.
+        track = source.stem if source.stem.strip(".") else source.name.replace(".", "_")
+        names = {"track": track, "ext": "wav", "model": Path(model).name, "method": method}
+        plans[source] = {stem: output / filename.format(**names, stem=stem) for stem in STEMS}
         for path in plans[source].values():
+            if ".." in path.relative_to(output).parts:
+                raise click.UsageError(f"{path} must stay inside the output folder (-o)")
             if path in owners:
                 raise click.UsageError(
                     f"{owners[path]} and {source} would both be written to {path}; "
@@ -190,7 +204,6 @@ def _plan(
 
 def _separate_all(
     plans: dict[Path, dict[str, Path]],
-    output: Path,
     model: str,
     method: str,
     preset: str,
@@ -209,7 +222,7 @@ def _separate_all(
     for source, paths in plans.items():
         existing = [path for path in paths.values() if path.exists()]
         if skip_existing and len(existing) == len(paths):
-            click.echo(f"{source}: skipped, its stems exist", err=True)
+            click.echo(_printable(f"{source}: skipped, its stems exist"), err=True)
             continue
         try:
             audio.inspect(source)
@@ -217,15 +230,15 @@ def _separate_all(
                 raise audio.AudioError(
                     f"{source}: {existing[0]} exists; use --overwrite or --skip-existing"
                 )
-        except audio.AudioError as error:
-            click.echo(f"error: {error}", err=True)
+            for folder in {path.parent for path in paths.values()}:
+                _check_writable(folder)
+        except (audio.AudioError, OSError) as error:
+            click.echo(_printable(_error(source, error)), err=True)
             failed += 1
             continue
         todo.append(source)
     if not todo:
         return failed
-    if problem := _unwritable(output):
-        raise click.ClickException(problem)
 
     from mgdm_audio.separate import Separator
 
@@ -238,47 +251,52 @@ def _separate_all(
         try:
             result = separator.separate(source, seed=seed, callback=progress)
             subtype = result.write(plans[source])
-        except (ValueError, OSError, FloatingPointError) as error:
-            text = str(error)
-            place = "" if text.startswith(str(source)) else f"{source}: "
-            click.echo(f"error: {place}{text}", err=True)
+        except (ValueError, OSError, ArithmeticError, RuntimeError, MemoryError) as error:
+            # RuntimeError is what torch raises when a device fails or has no memory left.
+            click.echo(_printable(_error(source, error)), err=True)
             failed += 1
             continue
         finally:
             progress.close()
+        for warning in result.warnings:
+            click.echo(_printable(f"warning: {warning}"), err=True)
         if not quiet:
             _report(source, result, subtype)
         for path in plans[source].values():
-            click.echo(path)
+            click.echo(os.fsencode(path))
     return failed
 
 
-def _unwritable(folder: Path) -> str | None:
-    """Why nothing can be written under a folder, or None. Leaves nothing behind."""
-    import os
+def _error(source: Path, error: BaseException) -> str:
+    """One line that names the input."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return f"error: {text}" if text.startswith(str(source)) else f"error: {source}: {text}"
 
+
+def _check_writable(folder: Path) -> None:
+    """Raises OSError if nothing can be written in a folder, made or not. Leaves nothing behind."""
     nearest = folder
     while not nearest.exists() and nearest != nearest.parent:
         nearest = nearest.parent
     if not nearest.is_dir():
-        return f"{folder}: cannot be made, {nearest} is not a folder"
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        return f"{folder}: cannot be written, permission denied at {nearest}"
-    return None
+        raise OSError(f"{folder} cannot be made, {nearest} is not a folder")
+    try:
+        # Permissions say too little: to root everything looks writable.
+        tempfile.TemporaryFile(dir=nearest).close()
+    except OSError as error:
+        raise OSError(f"{folder} cannot be written: {error.strerror} at {nearest}") from error
 
 
 def _report(source: Path, result: Separation, subtype: str) -> None:
-    for warning in result.warnings:
-        click.echo(f"warning: {warning}", err=True)
     s, stats = result.settings, result.stats
-    click.echo(
+    line = (
         f"{source}: model {s['model']} ({s['sha256'][:8]}), {s['method']} ({s['preset']}), "
         f"seed {result.seed}, {stats['calls']} network calls ({stats['vjps']} with a gradient) in "
         f"{stats['windows']} windows, {_duration(stats['seconds'])} "
         f"({stats['real_time_factor']:.1f} x real time), residual before the consistency step "
-        f"{result.residual_db:.1f} dB, {subtype}",
-        err=True,
+        f"{result.residual_db:.1f} dB, {subtype}"
     )
+    click.echo(_printable(line), err=True)
 
 
 @cli.command()

@@ -206,9 +206,7 @@ class Separator:
         seconds = time.monotonic() - start
         length = channels.shape[-1] / recording.sample_rate
         return Separation(
-            stems={
-                name: restore(stem) for name, stem in zip(self.prior.stems, stems, strict=True)
-            },
+            stems={name: restore(stem) for name, stem in zip(self.prior.stems, stems, strict=True)},
             sample_rate=recording.sample_rate,
             seed=seed,
             residual_db=residual,
@@ -225,7 +223,7 @@ class Separator:
             stats={**counts, "seconds": seconds, "real_time_factor": seconds / length},
             mix=restore(channels),
             subtype=recording.subtype or None,
-            warnings=recording.warnings,
+            warnings=recording.warnings + _cancelling(channels),
         )
 
     def _stems(
@@ -288,6 +286,17 @@ class Separator:
 
         counts = {"windows": len(parts), "calls": denoise.calls, "vjps": denoise.vjps}
         return plan.join(windows()), counts
+
+
+def _cancelling(channels: Tensor) -> tuple[str, ...]:
+    """A warning where the mean of the channels, which the prior hears, is 60 dB below them."""
+    power, heard = channels.double().square().mean(), channels.double().mean(0).square().mean()
+    if not bool(power > 0) or bool(heard >= 1e-6 * power):
+        return ()
+    return (
+        "the channels cancel in their mean, which is all that the prior hears: the stems are "
+        "shares of the input, not a separation",
+    )
 
 
 def _active_level(mix: Tensor, rate: int) -> float:

@@ -15,12 +15,12 @@ from mgdm_audio import STEMS, hub
 class BandGaussian(nn.Module):
     """Stationary Gaussian stems: the exact Wiener filter, in the Fourier domain.
 
-    Stem k has its power around a frequency of its own.
+    Stem k has its power around a frequency of its own, in cycles a sample: where `music` has it.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("centre", torch.tensor([0.02, 0.4, 0.08, 0.2]))
+        self.register_buffer("centre", torch.tensor([0.0025, 0.3, 0.0115, 0.05]))
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         f = torch.fft.rfftfreq(x.shape[-1], device=x.device)

@@ -135,6 +135,9 @@ def test_what_is_not_there(run, song, tmp_path, arguments):
         ("--filename", "{track}.wav"),
         ("--filename", "../{stem}.wav"),
         ("--filename", "{stem}{colour}.wav"),
+        ("--filename", "{stem:{track}}.wav"),
+        ("--filename", "{stem!r}.wav"),
+        ("--filename", "{track}/{stem}.flac"),
         ("--overwrite", "--skip-existing"),
     ],
 )
@@ -175,3 +178,55 @@ def test_evaluate(run, song, music, tmp_path):
     assert "| song |" in result.stdout
     missing = run("evaluate", "true", "separated_not_there")
     assert missing.exit_code == 2
+
+
+def test_output_never_leaves_its_folder(run, song, tmp_path):
+    (tmp_path / "...wav").write_bytes(song.read_bytes())
+    assert run("separate", "...wav", "-q").exit_code == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["...wav", "separated", "song.wav"]
+
+
+def test_truncation_is_always_reported(run, song):
+    data = song.read_bytes()
+    song.write_bytes(data[: len(data) // 2])
+    result = run("separate", "song.wav", "-q")
+    assert result.exit_code == 0
+    assert "44100 frames" in result.stderr
+    assert "22" in result.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs file names that are bytes")
+def test_names_that_are_not_text(run, song, tmp_path):
+    name = os.fsdecode(b"caf\xe9.wav")
+    (tmp_path / name).write_bytes(song.read_bytes())
+    result = run("separate", name, os.fsdecode(b"\xe9.wav"))
+    assert result.exit_code == 1
+    assert b"separated/caf\xe9/bass.wav" in result.stdout_bytes
+    assert "No such file" in result.stderr
+
+
+@pytest.mark.parametrize("folder", ["occupied", "/proc/nowhere"])
+def test_folders_are_tried_before_the_model_is_loaded(run, song, tmp_path, monkeypatch, folder):
+    (tmp_path / "occupied").mkdir()
+    (tmp_path / "occupied" / "song").write_text("a file where a folder must be")
+    monkeypatch.setattr(separate.hub, "load", lambda *_: pytest.fail("the model was loaded"))
+    result = run("separate", "song.wav", "-o", folder)
+    assert result.exit_code == 1
+    assert "song.wav" in result.stderr
+    assert folder in result.stderr
+
+
+def test_a_failing_device_does_not_stop_the_others(run, song, tmp_path, monkeypatch):
+    (tmp_path / "other.wav").write_bytes(song.read_bytes())
+    whole = separate.Separator.separate
+
+    def fail_once(self, source, *args, **kwargs):
+        if source.name == "song.wav":
+            raise RuntimeError("out of memory\nwith details")
+        return whole(self, source, *args, **kwargs)
+
+    monkeypatch.setattr(separate.Separator, "separate", fail_once)
+    result = run("separate", "song.wav", "other.wav", "-q")
+    assert result.exit_code == 1
+    assert result.stderr == "error: song.wav: out of memory with details\n"
+    assert len(result.stdout.split()) == len(STEMS)

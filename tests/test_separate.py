@@ -25,7 +25,7 @@ def separator(prior):
 def test_separates_what_the_prior_tells_apart(prior, music):
     stems = Separator(prior).separate(music.sum(0), 22050, seed=0).stems
     for name, true in zip(STEMS, music, strict=True):
-        assert si_sdr_improvement(stems[name], true, music.sum(0)) > 0, name
+        assert si_sdr_improvement(stems[name], true, music.sum(0)) > 10, name
 
 
 @pytest.mark.parametrize("channels", [1, 2, 6])
@@ -55,6 +55,14 @@ def test_channels_keep_their_place(separator, music):
     for stem in separator.separate(left, 22050, seed=0).stems.values():
         assert np.abs(stem[1]).max() < 1e-6
     assert np.abs(separator.separate(left, 22050, seed=0).stems["bass"][0]).max() > 0.01
+
+
+def test_channels_that_cancel_are_reported(separator, music):
+    mix = music.sum(0)
+    result = separator.separate(np.stack([mix, -mix]), 44100, seed=0)
+    assert "cancel" in result.warnings[0]
+    assert np.abs(sum(result.stems.values()) - np.stack([mix, -mix])).max() < 1e-6
+    assert separator.separate(np.stack([mix, mix]), 44100, seed=0).warnings == ()
 
 
 def test_upper_band_is_kept(separator, music):
