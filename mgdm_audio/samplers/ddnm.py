@@ -16,8 +16,13 @@ observation determines is replaced, and the rest follows the prior. With
 * :math:`\lambda = s \sigma' \sqrt{1 - \eta^2} / (b \sigma_y)` and :math:`\gamma = \sigma' \eta`
   where the observation is noisier than the state may be.
 
-They are functions of :math:`A A^T`, which for a mix of K stems is the number K, and are applied
-with the operator's `gram_function`. No gradient is taken.
+The last move, to :math:`\sigma' = 0`, would by that rule leave out an observation that has any
+noise at all; there the operator's `proximal` corrects :math:`\hat x`, taken to be
+:math:`\sigma_t` wide, which is the same where the observation is exact. The authors' walk ends
+before (`DDNM.published_grid`).
+
+:math:`\Lambda` and :math:`\Gamma` are functions of :math:`A A^T`, which for a mix of K stems is
+the number K, and are applied with the operator's `gram_function`. No gradient is taken.
 """
 
 from __future__ import annotations
@@ -53,7 +58,7 @@ class DDNM(GridSampler):
             k = (levels + 1) // n, j = n - 1, ..., 0, where the network is asked at an index but
             the state is taken to be at the level one index later. The walk then ends at the
             smallest positive level. Otherwise it is the grid of the other samplers, without the
-            shift, and ends with the clean estimate.
+            shift, and ends with the corrected clean estimate.
 
     Raises:
         ValueError: if a setting is out of range.
@@ -88,7 +93,10 @@ class DDNM(GridSampler):
         for t, lower in pairwise(grid):
             clean, noise = self._estimate(denoise, levels, t, shift, x)
             z = draws.normal(problem.shape).to(x)
-            x = self._renew(problem, levels, lower + shift, sigma_y, clean, noise, z)
+            if lower + shift:
+                x = self._renew(problem, levels, lower + shift, sigma_y, clean, noise, z)
+            else:
+                x = problem.operator.proximal(clean, problem.y, sigma_y, float(levels.sigma(t)))
             progress.advance()
         return x
 

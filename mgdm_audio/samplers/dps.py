@@ -106,7 +106,7 @@ class DPS(GridSampler):
 DPS.PRESETS = {
     # The authors' audio experiment: windows of 262144 samples, a prior trained up to sigma 20.
     "paper": DPS(),
-    "fast": DPS(sigma_max=1.0, steps=30, gamma=0.003, normalise="rms"),
-    "default": DPS(sigma_max=1.0, steps=60, gamma=0.003, normalise="rms"),
-    "best": DPS(sigma_max=1.0, steps=300, gamma=0.001, normalise="rms"),
+    "fast": DPS(sigma_max=1.0, steps=30, gamma=0.005, normalise="rms"),
+    "default": DPS(sigma_max=1.0, steps=60, gamma=0.005, normalise="rms"),
+    "best": DPS(sigma_max=1.0, steps=300, gamma=0.002, normalise="rms"),
 }

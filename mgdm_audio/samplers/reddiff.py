@@ -133,7 +133,7 @@ class REDDiff(GridSampler):
 REDDiff.PRESETS = {
     # The authors' audio experiment: their prior is trained up to sigma 20.
     "paper": REDDiff(noise_table="ddpm"),
-    "fast": REDDiff(sigma_max=1.0, steps=30, learning_rate=0.01),
-    "default": REDDiff(sigma_max=1.0, steps=60, learning_rate=0.01),
-    "best": REDDiff(sigma_max=1.0, steps=300, learning_rate=0.01),
+    "fast": REDDiff(sigma_max=1.0, steps=30, learning_rate=0.02, prior_weight=1.0),
+    "default": REDDiff(sigma_max=1.0, steps=60, learning_rate=0.01, prior_weight=1.0),
+    "best": REDDiff(sigma_max=1.0, steps=300, learning_rate=0.003, prior_weight=1.0),
 }
