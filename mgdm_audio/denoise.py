@@ -16,6 +16,7 @@ __all__ = [
     "CountingDenoiser",
     "Denoiser",
     "GaussianDenoiser",
+    "MarginalDenoiser",
     "MixtureDenoiser",
     "StackedDenoiser",
     "denoise_vp",
@@ -288,6 +289,45 @@ class CountingDenoiser:
 
             out.register_hook(count)
         return out
+
+
+class MarginalDenoiser:
+    r"""The single-stem priors that a joint prior holds, as one denoiser of independent stems.
+
+    Stem k is denoised with all other stems replaced by noise of level :math:`\sigma_m`, from
+    which nothing can be told of them where it is far above their power: what is left is the
+    marginal prior of stem k. The joint denoiser is asked K times, and must know per-stem levels.
+
+    Arguments:
+        denoise: the joint prior, a `Denoiser`.
+        sigma: level :math:`\sigma_m` of the stems that are left out.
+        draws: where their noise comes from; fresh in every call, so that what little of it
+            leaks into an answer averages out over a run. Calls need all items of the batch.
+
+    Raises:
+        ValueError: if sigma is not positive.
+    """
+
+    def __init__(
+        self, denoise: Callable[[Tensor, Tensor], Tensor], sigma: float, draws: Draws
+    ) -> None:
+        if not 0 < sigma < math.inf:
+            raise ValueError(f"got sigma = {sigma}, expected a positive noise level")
+        self.denoise = denoise
+        self.sigma = sigma
+        self.draws = draws
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """See `Denoiser`; K calls of the joint denoiser."""
+        per_stem = sigma if sigma.ndim == 2 else sigma[:, None].expand(x.shape[:2])
+        noise = self.sigma * self.draws.normal(tuple(x.shape)).to(x)
+        parts = []
+        for k in range(x.shape[1]):
+            kept = torch.arange(x.shape[1], device=x.device) == k
+            alone = torch.where(kept[:, None], x, noise)
+            levels = torch.where(kept, per_stem, self.sigma)
+            parts.append(self.denoise(alone, levels)[:, k : k + 1])
+        return torch.cat(parts, dim=1)
 
 
 def _per_coordinate(sigma: Tensor, x: Tensor) -> Tensor:

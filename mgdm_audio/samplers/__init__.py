@@ -18,8 +18,17 @@ _CLASSES = {
     "ddnm": "DDNM",
     "diffpir": "DiffPIR",
     "reddiff": "REDDiff",
+    "msdm": "MSDM",
+    "msdm-gaussian": "MSDMGaussian",
+    "isdm": "ISDM",
+    "projdiff": "ProjDiff",
+    "ding": "DING",
+    "mmps": "MMPS",
+    "split-gibbs": "SplitGibbs",
+    "daps": "DAPS",
+    "pnpdm": "PnPDM",
 }
-"""Name, which is also the module, and class of each sampler."""
+"""Name and class of each sampler; its module is the name, with _ for -."""
 
 
 def names() -> list[str]:
@@ -35,7 +44,7 @@ def sampler_class(name: str) -> type[Sampler]:
     """
     if name not in _CLASSES:
         raise ValueError(f"unknown sampler '{name}', expected one of {', '.join(_CLASSES)}")
-    module = import_module(f"mgdm_audio.samplers.{name}")
+    module = import_module(f"mgdm_audio.samplers.{name.replace('-', '_')}")
     return getattr(module, _CLASSES[name])
 
 

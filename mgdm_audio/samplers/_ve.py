@@ -1,0 +1,118 @@
+"""What the variance-exploding samplers share: grid, start, moves, and the loop with churn."""
+
+from __future__ import annotations
+
+__all__ = ["ChurnSampler", "ask", "check", "descending", "move", "start"]
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from mgdm_audio.denoise import Denoiser
+from mgdm_audio.draws import Draws
+from mgdm_audio.noise import bridge_ve, broadcast
+from mgdm_audio.samplers.base import Cost, Problem, Progress, Sampler
+
+
+def descending(sampler: Sampler) -> list[float]:
+    """The sampler's noise levels from the largest down to the smallest, and 0 after them."""
+    return sampler.noise_levels().sigmas.flip(0).tolist()
+
+
+def start(draws: Draws, problem: Problem, sigma: float) -> Tensor:
+    """Noise of standard deviation sigma, (B, K, T)."""
+    return sigma * draws.normal(problem.shape).to(problem.y)
+
+
+def ask(denoise: Denoiser, x: Tensor, sigma: float) -> Tensor:
+    """D(x, sigma) with one noise level for all items."""
+    return denoise(x, x.new_full((x.shape[0],), sigma))
+
+
+def move(
+    draws: Draws, clean: Tensor, x: Tensor, sigma: float, lower: float, eta: float = 1.0
+) -> Tensor:
+    """From level sigma to `lower` by the bridge to the clean estimate, see `bridge_ve`.
+
+    The normal is drawn also where it has no weight; at `lower` = 0 this is `clean`.
+    """
+    zero, s, u = torch.tensor([0.0, lower, sigma], dtype=torch.float64)
+    c_s, c_u, std = (broadcast(c, x) for c in bridge_ve(zero, s, u, eta))
+    return c_s * clean + c_u * x + std * draws.normal(tuple(x.shape)).to(x)
+
+
+def check(name: str, value: float, low: float, high: float = math.inf) -> None:
+    """Raise ValueError unless low <= value <= high and value is finite."""
+    if not (low <= value <= high and math.isfinite(value)):
+        limit = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+        raise ValueError(f"got {name} = {value}, expected a number {limit}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChurnSampler(Sampler):
+    r"""Euler moves down the grid with churn and correction steps (Mariani et al. 2024).
+
+    At each level :math:`\sigma_i`, `repetitions` times: noise is added up to
+    :math:`\hat\sigma = \sigma_i (1 + g)`, :math:`g = \min(churn / levels, \sqrt 2 - 1)`; a move
+    :math:`x \leftarrow x + (\sigma_{i+1} - \hat\sigma)\, d(x, \hat\sigma)`; and, but for the last
+    time, noise from :math:`\sigma_{i+1}` back to :math:`\sigma_i`.
+
+    Arguments:
+        churn: noise that is added and removed on the whole way, at least 0. What counts is its
+            ratio to `levels`.
+        repetitions: moves at each level R, at least 1: R - 1 of them are corrections.
+
+    Raises:
+        ValueError: if a setting is out of range.
+    """
+
+    levels: int = 150
+    sigma_min: float = 1e-4
+    sigma_max: float = 1.0
+    rho: float = 7.0
+    churn: float = 20.0
+    repetitions: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check("churn", self.churn, 0)
+        check("repetitions", self.repetitions, 1)
+
+    def cost(self) -> Cost:
+        """See `Sampler.cost`."""
+        return Cost(calls=self.levels * self.repetitions * self._calls_of_a_move())
+
+    def _calls_of_a_move(self) -> int:
+        return 1
+
+    def _prior(self, denoise: Denoiser, problem: Problem, draws: Draws) -> Denoiser:
+        """The prior that the moves ask; raises ValueError if the problem does not suit."""
+        return denoise
+
+    @abstractmethod
+    def _slope(
+        self, denoise: Denoiser, problem: Problem, x: Tensor, sigma: float
+    ) -> tuple[Tensor, Tensor]:
+        """The state, perhaps corrected, and the slope d at it."""
+
+    def _sample(
+        self, denoise: Denoiser, problem: Problem, draws: Draws, progress: Progress
+    ) -> Tensor:
+        prior = self._prior(denoise, problem, draws)
+        growth = 1 + min(self.churn / self.levels, math.sqrt(2) - 1)
+        levels = descending(self)
+        x = start(draws, problem, levels[0])
+        for sigma, lower in pairwise(levels):
+            for repetition in range(self.repetitions):
+                raised = sigma * growth
+                x = x + start(draws, problem, math.sqrt(raised**2 - sigma**2))
+                x, slope = self._slope(prior, problem, x, raised)
+                x = x + (lower - raised) * slope
+                if repetition + 1 < self.repetitions:
+                    x = x + start(draws, problem, math.sqrt(sigma**2 - lower**2))
+                progress.advance(self._calls_of_a_move())
+        return x
