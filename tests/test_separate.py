@@ -9,7 +9,7 @@ import pytest
 import soundfile as sf
 import torch
 
-from mgdm_audio import STEMS, Separator
+from mgdm_audio import STEMS, Separator, separate
 from mgdm_audio.audio import AudioError, resample
 from mgdm_audio.metrics import si_sdr_improvement
 from mgdm_audio.samplers.mgdm import MGDM
@@ -113,6 +113,20 @@ def test_batches_give_the_same(prior, music):
     )
     for name in STEMS:
         assert np.abs(one.stems[name] - three.stems[name]).max() < 1e-5
+
+
+def test_average_is_the_mean_of_the_samples(prior, music, monkeypatch):
+    # The consistency step depends on the stems' powers; what is left after it is linear.
+    monkeypatch.setattr(separate, "make_consistent", lambda stems, mix: stems)
+    mix = music.sum(0)
+    settings = {"window": 16384, "overlap": 4096, **CHEAP}
+    three = Separator(prior, average=3, **settings).separate(mix, 22050, seed=4)
+    single = Separator(prior, **settings)
+    each = [single.separate(mix, 22050, seed=4 + s) for s in range(3)]
+    assert three.stats["calls"] == sum(result.stats["calls"] for result in each)
+    for name in STEMS:
+        mean = sum(result.stems[name] for result in each) / 3
+        assert np.abs(three.stems[name] - mean).max() < 1e-5
 
 
 def test_global_random_state_is_left_alone(separator, music):
