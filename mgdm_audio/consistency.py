@@ -2,12 +2,12 @@ r"""Stems that add up to the mix.
 
 A posterior sampler leaves a small residual :math:`r = y - \sum_k \hat x_k` (MGDM guides down to a
 noise level above zero and then denoises freely). The last step takes the sampler's stems for the
-mean of a Gaussian whose variance :math:`v_k(t)` is the running power of each stem, and conditions
-that Gaussian on the mix, exactly:
+mean of a Gaussian whose variance in each time-frequency bin is the running power :math:`P_k` of the
+stem there, and conditions that Gaussian on the mix, exactly:
 
-.. math:: x_k(t) = \hat x_k(t) + \frac{v_k(t)}{\sum_j v_j(t)} \, r(t)
+.. math:: X_k = \hat X_k + \frac{P_k}{\sum_j P_j} \, R
 
-so that a loud stem takes most of the residual, which is masked there, and a silent stem none.
+so that the stem that is loud in a bin takes most of its residual and a silent stem none.
 
 References:
     Differentiable consistency constraints for improved deep speech enhancement
@@ -17,7 +17,7 @@ References:
 
 from __future__ import annotations
 
-__all__ = ["make_consistent", "residual_db", "running_power"]
+__all__ = ["make_consistent", "residual_db"]
 
 import math
 
@@ -25,10 +25,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mgdm_audio.nn.stft import TightFrame
 from mgdm_audio.operators import Mixture
 
-_BLOCK = 1 << 20
-"""Samples corrected at a time (the operator works in float64)."""
+_BLOCK = 512
+"""Hops corrected at a time."""
+
+_CONTEXT = 8
+"""Hops of context at each side of a block: a window reaches 3 hops, a running mean 2 more."""
 
 
 def residual_db(stems: Tensor, mix: Tensor) -> float:
@@ -48,42 +52,54 @@ def residual_db(stems: Tensor, mix: Tensor) -> float:
     return 10 * math.log10(rest / whole) if whole > 0 else math.inf
 
 
-def running_power(x: Tensor, hop: int) -> Tensor:
-    """Smoothed square of signals: block means, smoothed over three blocks, joined by lines.
-
-    Arguments:
-        x: with shape (K, T).
-        hop: samples of a block.
-
-    Returns:
-        With shape (K, T); exactly zero where a signal is zero for two blocks around.
-    """
-    length = x.shape[-1]
-    blocks = F.pad(x, (0, -length % hop)).unflatten(-1, (-1, hop)).square().mean(-1)
-    around = F.pad(blocks[None], (1, 1), mode="replicate")[0]
-    smooth = (around[:, :-2] + 2 * around[:, 1:-1] + around[:, 2:]) / 4
-    return F.interpolate(smooth[None], scale_factor=float(hop), mode="linear")[0, :, :length]
-
-
-def make_consistent(stems: Tensor, mix: Tensor, hop: int = 256) -> Tensor:
+def make_consistent(stems: Tensor, mix: Tensor, n_fft: int = 2048) -> Tensor:
     """Distributes the residual over the stems, so that they add up to the mix.
 
     Arguments:
         stems: with shape (K, T).
         mix: with shape (T,).
-        hop: samples of a block of the running power, about 10 ms.
+        n_fft: window of the transform in samples; powers are smoothed over 5 frames and 3 bins.
 
     Returns:
         The corrected stems, with shape (K, T); their sum misses the mix by float rounding only.
+
+    Raises:
+        ValueError: if the lengths differ.
     """
-    power = running_power(stems.to(mix), hop)
+    if stems.ndim != 2 or mix.shape != stems.shape[1:]:
+        raise ValueError(f"expected (K, T) and (T,), got {tuple(stems.shape)}, {tuple(mix.shape)}")
+    frame = TightFrame(n_fft).to(mix.device)
+    length, edge = len(mix), _CONTEXT * frame.hop
+    step = _BLOCK * frame.hop
+    stems = stems.to(mix)
+    rest = mix - stems.sum(0)
+    signals = F.pad(torch.cat([stems, rest[None]]), (edge, edge + -length % frame.hop))
     # Where every stem is silent they share alike.
-    power = power + power.max() * 1e-12 + torch.finfo(power.dtype).tiny
-    operator = Mixture(len(stems))
-    corrected = torch.empty_like(power)
-    for start in range(0, mix.shape[-1], _BLOCK):
-        part = slice(start, start + _BLOCK)
-        corrected[:, part] = operator.posterior_mean(
-            stems[None, :, part].to(mix), power[None, :, part], mix[None, None, part], 0.0
-        )[0]
-    return corrected
+    floor = float(mix.square().mean()) * 1e-12 + torch.finfo(mix.dtype).tiny
+    corrected = torch.empty_like(stems)
+    for start in range(0, length, step):
+        stop = min(start + step, signals.shape[-1] - 2 * edge)
+        bins = frame(signals[:, start : stop + 2 * edge])
+        power = _smooth(bins[:-1].abs().square()) + floor
+        share = _share(bins[-1], power)
+        part = frame.inverse(share)[:, edge : edge + stop - start]
+        end = min(stop, length)
+        corrected[:, start:end] = stems[:, start:end] + part[:, : end - start]
+    # The rounding of the transforms, and what is left by it, shared alike.
+    return corrected + (mix - corrected.sum(0)) / len(stems)
+
+
+def _smooth(power: Tensor) -> Tensor:
+    """Mean of (K, frames, bins) over 5 frames and 3 bins around each."""
+    return F.avg_pool2d(power, (5, 3), stride=1, padding=(2, 1), count_include_pad=False)
+
+
+def _share(rest: Tensor, power: Tensor) -> Tensor:
+    """Corrections (K, frames, bins) for a residual (frames, bins), complex: its parts in turn."""
+    operator = Mixture(len(power))
+    zero = torch.zeros_like(power).flatten(1)[None]
+    real, imag = (
+        operator.posterior_mean(zero, power.flatten(1)[None], part.flatten()[None, None], 0.0)
+        for part in (rest.real, rest.imag)
+    )
+    return torch.complex(real[0], imag[0]).unflatten(-1, rest.shape)

@@ -389,7 +389,9 @@ def test_float32_follows_float64():
 
 def test_rate_limit_follows_the_noise_level_of_the_guided_state():
     prior, problem = tiny_problem()
-    assert torch.equal(run(problem, prior, rate_limit=1e6), run(problem, prior))
+    assert torch.equal(
+        run(problem, prior, rate_limit=1e6), run(problem, prior, rate_limit=None)
+    )
     # One outer step, so one guided index: the limit is a rate in units of its noise.
     one = {"steps": 4, "rate_limit": 1e-3, "learning_rate": ((0, 1.0),)}
     sampler = samplers.get("mgdm", "default", **{**FAST, **one})

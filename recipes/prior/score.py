@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +49,27 @@ def crops(folder: Path, songs: int, seconds: float, rate: int = 22050) -> dict[s
 
 
 def separate(
-    prior: hub.Prior, sampler: Sampler, mixes: np.ndarray, seeds: list[int], precision: torch.dtype
+    prior: hub.Prior,
+    sampler: Sampler,
+    mixes: np.ndarray,
+    seeds: list[int],
+    precision: torch.dtype,
+    average: int = 1,
 ) -> tuple[np.ndarray, dict[str, float]]:
-    """Stems (B, 4, T) of mixes (B, T), brought to the prior's level and back, and what it cost."""
+    """Stems (B, 4, T) of mixes (B, T), brought to the prior's level and back, and what it cost.
+
+    ``average`` samples of each mix are averaged; they have the seeds s, s + 1000, ...
+    """
     gain = prior.level / np.maximum(np.sqrt(np.mean(np.square(mixes), axis=1)), 1e-9)
     y = torch.from_numpy((mixes * gain[:, None]).astype(np.float32))[:, None]
     denoise = CountingDenoiser(prior.denoise)
     problem = Problem(Mixture(), y, 0.0, (len(y), 4, y.shape[-1]))
     start = time.monotonic()
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
-        stems = sampler.sample(denoise, problem, SeededDraws(seeds))
+    stems = torch.zeros(problem.shape)
+    for n in range(average):
+        draws = SeededDraws([seed + 1000 * n for seed in seeds])
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            stems += sampler.sample(denoise, problem, draws) / average
     seconds = time.monotonic() - start
     residual = float((y[:, 0] - stems.sum(1)).square().mean().sqrt() / y.square().mean().sqrt())
     stems = torch.stack([make_consistent(s, m[0]) for s, m in zip(stems, y, strict=True)])
@@ -77,6 +89,7 @@ def score(
     batch: int,
     seed: int,
     precision: torch.dtype,
+    average: int = 1,
 ) -> tuple[Evaluation, dict[str, float]]:
     """Scores of a sampler on crops, and its mean cost a crop."""
     names = list(songs)
@@ -85,7 +98,9 @@ def score(
         part = names[first : first + batch]
         reference = np.stack([songs[name] for name in part])
         seeds = [seed + first + i for i in range(len(part))]
-        estimate, cost = separate(prior, sampler, reference.sum(1), seeds, precision)
+        estimate, cost = separate(
+            prior, sampler, reference.sum(1), seeds, precision, average
+        )
         cost["seconds"] /= len(part)
         costs.append(cost)
         tracks += [
@@ -123,6 +138,7 @@ def _tuples(value: Any) -> Any:
 @click.option("--seed", default=0, show_default=True)
 @click.option("--threads", default=1, show_default=True)
 @click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="float32")
+@click.option("--average", default=1, show_default=True, help="Samples to average.")
 @click.option("--out", type=click.Path(path_type=Path), help="Results file without suffix.")
 def main(
     corpus: Path,
@@ -137,6 +153,7 @@ def main(
     seed: int,
     threads: int,
     precision: str,
+    average: int,
     out: Path | None,
 ) -> None:
     torch.set_num_threads(threads)
@@ -144,11 +161,13 @@ def main(
     prior = hub.load(model)
     evaluation, cost = score(
         prior, sampler, crops(corpus / split, songs, seconds), batch, seed,
-        getattr(torch, precision),
+        getattr(torch, precision), average,
     )
-    what = f"{method} ({preset}{''.join(' ' + s for s in settings)}), prior {prior.sha256[:8]}"
+    changed = "".join(f" {setting}" for setting in settings)
+    mean = f", mean of {average} samples" if average > 1 else ""
     text = (
-        f"{what}, {split} split, {precision}, seed {seed}: {cost['calls']:.0f} network calls, "
+        f"{method} ({preset}{changed}){mean}, prior {prior.sha256[:8]}, {split} split, "
+        f"{date.today()}, {precision}, seed {seed}: {cost['calls']:.0f} network calls, "
         f"{cost['vjps']:.0f} of them with a gradient, {cost['seconds']:.1f} s a crop, "
         f"residual before the consistency step {cost['residual_db']:.1f} dB\n\n"
         f"{evaluation.to_markdown()}"
