@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ChurnSampler", "ask", "check", "descending", "move", "start"]
+__all__ = ["ChurnSampler", "ask", "check", "descending", "move", "remaining", "start"]
 
 import math
 from abc import abstractmethod
@@ -34,15 +34,39 @@ def ask(denoise: Denoiser, x: Tensor, sigma: float) -> Tensor:
 
 
 def move(
-    draws: Draws, clean: Tensor, x: Tensor, sigma: float, lower: float, eta: float = 1.0
+    draws: Draws,
+    clean: Tensor,
+    x: Tensor,
+    sigma: float,
+    lower: float,
+    eta: float = 1.0,
+    spread: float = 0.0,
 ) -> Tensor:
-    """From level sigma to `lower` by the bridge to the clean estimate, see `bridge_ve`.
+    """From level sigma to `lower` > 0 by the bridge to the clean estimate, see `bridge_ve`.
 
-    The normal is drawn also where it has no weight; at `lower` = 0 this is `clean`.
+    Arguments:
+        draws: where the normal comes from, which is drawn also where it has no weight.
+        clean: estimate of the clean signal, (B, K, T).
+        x: state at level sigma, (B, K, T).
+        sigma: its level.
+        lower: level to go to.
+        eta: stochasticity of the bridge.
+        spread: standard deviation of the clean signal about its estimate; 0 takes it at its word.
     """
     zero, s, u = torch.tensor([0.0, lower, sigma], dtype=torch.float64)
-    c_s, c_u, std = (broadcast(c, x) for c in bridge_ve(zero, s, u, eta))
+    c_s, c_u, std = bridge_ve(zero, s, u, eta)
+    std = (std**2 + (c_s * spread) ** 2).sqrt()
+    c_s, c_u, std = (broadcast(c, x) for c in (c_s, c_u, std))
     return c_s * clean + c_u * x + std * draws.normal(tuple(x.shape)).to(x)
+
+
+def remaining(sigma: float, prior_std: float | None) -> float:
+    r"""Standard deviation of white stems given their noisy state.
+
+    :math:`r^2 = \sigma^2 s^2 / (\sigma^2 + s^2)` for a prior of standard deviation s; sigma itself
+    where s is None, which knows of no prior.
+    """
+    return sigma if prior_std is None else sigma / math.hypot(1, sigma / prior_std)
 
 
 def check(name: str, value: float, low: float, high: float = math.inf) -> None:

@@ -30,7 +30,7 @@ from torch import Tensor
 from mgdm_audio.denoise import Denoiser
 from mgdm_audio.draws import Draws
 from mgdm_audio.noise import karras_sigmas
-from mgdm_audio.samplers._ve import ask, check, descending, start
+from mgdm_audio.samplers._ve import ask, check, descending, remaining, start
 from mgdm_audio.samplers.base import Cost, Problem, Progress, Sampler
 
 if TYPE_CHECKING:
@@ -113,9 +113,7 @@ class DAPS(Sampler):
             if self.local == "langevin":
                 v = self._langevin(problem, draws, clean, sigma, width, i)
             else:
-                variance = sigma**2
-                if self.prior_std is not None:
-                    variance /= 1 + (sigma / self.prior_std) ** 2
+                variance = remaining(sigma, self.prior_std) ** 2
                 v = problem.operator.posterior_sample(clean, variance, problem.y, width, draws)
             x = v + start(draws, problem, lower)
         return x
@@ -154,6 +152,6 @@ DAPS.PRESETS = {
     # The authors of MGDM ran it so on audio: 200 levels, Langevin, a width of its own.
     "paper": DAPS(local="langevin", tau=5e-3),
     "fast": DAPS(levels=30, ode_steps=1, sigma_max=1.0, ode_sigma_min=5e-4),
-    "default": DAPS(levels=30, ode_steps=2, sigma_max=1.0, ode_sigma_min=5e-4),
-    "best": DAPS(levels=60, ode_steps=5, sigma_max=1.0, ode_sigma_min=5e-4),
+    "default": DAPS(levels=60, ode_steps=1, sigma_max=1.0, ode_sigma_min=5e-4),
+    "best": DAPS(levels=300, ode_steps=1, sigma_max=1.0, ode_sigma_min=5e-4),
 }

@@ -13,8 +13,7 @@ noise of :math:`x_s` is taken from a draw :math:`z = \mu + \eta_s \xi` instead o
 :math:`N(\mu, \eta_s^2)` under :math:`y + \sigma_s A e = A x_s + \sigma_y n`.
 
 The authors state this for missing pixels; here A is any operator, as the operator's own exact
-Gaussian draw is all that is needed. The result is the clean estimate at the smallest level, moved
-towards the observation by the least that explains it.
+Gaussian draw is all that is needed. The result is the clean estimate at the smallest level.
 """
 
 from __future__ import annotations
@@ -104,7 +103,7 @@ class DING(Sampler):
             x = operator.posterior_sample(mean, width**2, seen, problem.sigma_y, draws)
         clean = ask(denoise, x, levels[-1])
         progress.advance()
-        return operator.proximal(clean, y, problem.sigma_y, levels[-1])
+        return clean
 
 
 DING.PRESETS = {

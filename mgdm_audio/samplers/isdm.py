@@ -44,8 +44,8 @@ class ISDM(ChurnSampler):
         priors: "marginal": the denoiser is a joint one and is asked once for each stem;
             "given": it consists of independent priors already and is asked once a move.
         stems: number of stems K, which "marginal" needs to state its cost.
-        marginal_sigma: noise level of the stems that are left out with "marginal"; it should be
-            the largest that the network was trained for.
+        marginal_sigma: noise level of the stems that are left out with "marginal": far above the
+            stems, and where the network was still trained well.
 
     Raises:
         ValueError: if a setting is out of range; when sampling, if the problem has another number
@@ -61,7 +61,7 @@ class ISDM(ChurnSampler):
     gamma: float = 0.75
     priors: str = "marginal"
     stems: int = 4
-    marginal_sigma: float = 1.0
+    marginal_sigma: float = 2.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -33,7 +33,7 @@ from torch import Tensor
 from mgdm_audio.denoise import Denoiser
 from mgdm_audio.draws import Draws
 from mgdm_audio.noise import karras_sigmas
-from mgdm_audio.samplers._ve import ask, check, move
+from mgdm_audio.samplers._ve import ask, check, move, remaining
 from mgdm_audio.samplers.base import Cost, Problem, Progress, Sampler
 
 if TYPE_CHECKING:
@@ -52,6 +52,10 @@ class SplitGibbs(Sampler):
         sweeps: further sweeps at the last width, at least 0.
         denoising_steps: levels of a chain; 1 takes :math:`x = D(z, \omega)`, a point.
         eta: stochasticity of the chain, in [0, 1].
+        prior_std: None to take the chain's clean estimates at their word, which costs spread; or
+            the standard deviation of the stems, in units of the signal, with which a move adds
+            what white stems would have left about their estimate (`remaining`). Stems of narrow
+            spectrum have less.
 
     Raises:
         ValueError: if a setting is out of range.
@@ -68,6 +72,7 @@ class SplitGibbs(Sampler):
     sweeps: int = 0
     denoising_steps: int = 3
     eta: float = 1.0
+    prior_std: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,6 +84,8 @@ class SplitGibbs(Sampler):
         check("sweeps", self.sweeps, 0)
         check("denoising_steps", self.denoising_steps, 1)
         check("eta", self.eta, 0, 1)
+        if self.prior_std is not None:
+            check("prior_std", self.prior_std, 1e-12)
 
     def cost(self) -> Cost:
         """See `Sampler.cost`."""
@@ -108,7 +115,11 @@ class SplitGibbs(Sampler):
         for sigma, lower in pairwise(chain):
             clean = ask(denoise, x, sigma)
             progress.advance()
-            x = move(draws, clean, x, sigma, lower, self.eta) if lower > 0 else clean
+            if lower > 0:
+                spread = 0.0 if self.prior_std is None else remaining(sigma, self.prior_std)
+                x = move(draws, clean, x, sigma, lower, self.eta, spread)
+            else:
+                x = clean
         return x
 
 
