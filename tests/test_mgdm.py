@@ -392,12 +392,13 @@ def test_rate_limit_follows_the_noise_level_of_the_guided_state():
     assert torch.equal(
         run(problem, prior, rate_limit=1e6), run(problem, prior, rate_limit=None)
     )
-    # One outer step, so one guided index: the limit is a rate in units of its noise.
-    one = {"steps": 4, "rate_limit": 1e-3, "learning_rate": ((0, 1.0),)}
+    # One outer step, so one guided index: a limit at its noise level binds just below the rate.
+    one = {"steps": 4, "learning_rate": ((0, 0.05),), "rate_limit": None}
     sampler = samplers.get("mgdm", "default", **{**FAST, **one})
     noise = sampler.noise_levels().one_minus_alpha_bar(sampler.index_range(0)[0]).sqrt().item()
-    same = {"steps": 4, "learning_rate": ((0, 1e-3 * noise),)}
-    assert torch.equal(run(problem, prior, **one), run(problem, prior, **same))
+    free = run(problem, prior, **one)
+    assert torch.equal(run(problem, prior, **{**one, "rate_limit": 0.051 / noise}), free)
+    assert not torch.equal(run(problem, prior, **{**one, "rate_limit": 0.049 / noise}), free)
 
 
 def test_values_that_are_not_finite_are_an_error():
