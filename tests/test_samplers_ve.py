@@ -324,6 +324,25 @@ def test_presets_are_costed(name):
     assert 30 <= work["default"] <= 130
 
 
+@pytest.mark.parametrize(("name", "stiffness"), [("msdm", 4), ("isdm", 4), ("msdm-gaussian", 3.6)])
+def test_presets_of_the_churn_samplers_are_stable(name, stiffness):
+    for sampler in samplers.sampler_class(name).PRESETS.values():
+        levels = sampler.noise_levels().sigmas.flip(0)[:-1]
+        raised = levels[:-1] * (1 + min(sampler.churn / sampler.levels, 2**0.5 - 1))
+        assert (1 - stiffness * (1 - levels[1:] / raised)).min() > -0.9
+
+
+def test_few_levels_blow_up_as_documented():
+    prior, problem = tiny_problem()
+    few = samplers.get("msdm", "fast", levels=8, churn=2.0)
+    enough = samplers.get("msdm", "fast")
+    sizes = [
+        s.sample(prior, problem, SeededDraws([1, 2, 3], dtype=torch.float64)).abs().max()
+        for s in (few, enough)
+    ]
+    assert sizes[0] > 3 * sizes[1]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_no_graph_stays_and_gradient_modes_make_no_difference(name):
     prior, problem = tiny_problem()

@@ -100,7 +100,8 @@ class ISDM(ChurnSampler):
 ISDM.PRESETS = {
     # The authors' separation experiment with the Dirac rule: four networks, one correction step.
     "paper": ISDM(priors="given"),
-    "fast": ISDM(levels=8, churn=2.1, repetitions=1, sigma_min=5e-4),
-    "default": ISDM(levels=12, churn=3.2, sigma_min=5e-4),
+    # So few levels are stable (see `MSDM`) only on a nearly geometric grid.
+    "fast": ISDM(levels=15, churn=0.0, repetitions=1, sigma_min=5e-4, rho=50.0),
+    "default": ISDM(levels=25, churn=2.5, repetitions=1, sigma_min=5e-4, rho=50.0),
     "best": ISDM(levels=75, churn=20.0, sigma_min=5e-4),
 }

@@ -12,6 +12,11 @@ and the other stems follow the slope of the joint prior along this constraint. W
 The constrained stem is written into the state before each call; its own slope is 0. The moves are
 those of `ChurnSampler`. The stems add up to y but for the very last move, whose size is of the
 order of the smallest noise level times the denoiser's error there.
+
+A stem that is moved moves the constrained one the other way, so that a move multiplies what all
+stems share by up to :math:`1 - K (1 - \sigma_{i+1} / \hat\sigma)` for a plain sum of K. This must
+stay above -1 or the state blows up: for 4 stems no level may be below half of the raised one
+before it.
 """
 
 from __future__ import annotations
@@ -116,7 +121,7 @@ def dirac_slope(
 MSDM.PRESETS = {
     # The authors' separation experiment: one correction step.
     "paper": MSDM(levels=150, churn=20.0, repetitions=2),
-    "fast": MSDM(levels=15, churn=2.0, sigma_min=5e-4),
+    "fast": MSDM(levels=30, churn=2.0, repetitions=1, sigma_min=5e-4),
     "default": MSDM(levels=40, churn=5.3, sigma_min=5e-4),
     "best": MSDM(levels=150, churn=20.0, sigma_min=5e-4),
 }

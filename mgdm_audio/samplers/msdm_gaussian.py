@@ -70,7 +70,7 @@ def gaussian_slope(
 MSDMGaussian.PRESETS = {
     # The authors' separation experiment: one correction step.
     "paper": MSDMGaussian(),
-    "fast": MSDMGaussian(levels=20, churn=5.3, sigma_min=5e-4),
+    "fast": MSDMGaussian(levels=30, churn=4.0, repetitions=1, sigma_min=5e-4),
     "default": MSDMGaussian(levels=40, churn=10.7, sigma_min=5e-4),
     "best": MSDMGaussian(sigma_min=5e-4),
 }
