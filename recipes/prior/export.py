@@ -38,7 +38,7 @@ def export(checkpoint: Path, corpus: StemCorpus, folder: Path, summary: str) -> 
         "level": round(mixture_level(corpus), 4),
         "sigma_min": SIGMA_MIN,
         "sigma_max": SIGMA_MAX,
-        "licence": "CC-BY-4.0",
+        "licence": "CC-BY-SA-4.0",
         "score": {},
         "training": {
             "steps": run.step,
