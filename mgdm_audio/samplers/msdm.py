@@ -110,6 +110,7 @@ def dirac_slope(
     """State with stem c solved for, and the slope along the constraint."""
     ratio = constrained_row(problem, c, name).to(x)
     residual = problem.y - problem.operator.forward(x)
+    # constrained_row has refused every operator without a field.
     pivot = problem.operator.field[:, 0, c : c + 1].to(x)  # type: ignore[attr-defined]
     unit = torch.zeros(1, x.shape[1], 1, dtype=x.dtype, device=x.device)
     unit[:, c] = 1
