@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from mgdm_audio.nn.stft import TightFrame
 
 
-class SpectralDenoiser(nn.Module):
-    """E[x0 | x0 + sigma n] of stems, estimated by a backbone that works on STFT bins.
+class SpectralNetwork(nn.Module):
+    """A backbone that works on the STFT bins of stems: what denoiser and regressor share.
 
     Arguments:
         backbone: maps features (B, 3K, frames, bins - 1) and log noise levels (B, K) to outputs
@@ -52,18 +52,12 @@ class SpectralDenoiser(nn.Module):
     def hop(self) -> int:
         return self.frame.hop
 
-    def scalings(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(c_skip, c_out, c_in), each (B, K, 1, bins), for sigma of shape (B, K)."""
-        s, d = sigma[:, :, None, None], self.sigma_data[None, :, None, :]
-        total = s.square() + d.square()
-        return d.square() / total, s * d * total.rsqrt(), total.rsqrt()
-
     def residual(self, bins: Tensor, sigma: Tensor, c_in: Tensor) -> Tensor:
-        """The network's part F of the denoised bins, (B, K, frames, bins) complex.
+        """The network's part F of the estimated bins, (B, K, frames, bins) complex.
 
         Arguments:
-            bins: the noisy bins, with shape (B, K, frames, bins).
-            sigma: the noise levels, with shape (B, K).
+            bins: what is seen of the stems, with shape (B, K, frames, bins).
+            sigma: the noise levels that the backbone is told, with shape (B, K).
             c_in: the input scaling, with shape (B, K, 1, bins).
         """
         scaled = (bins * c_in)[..., :-1]
@@ -71,6 +65,16 @@ class SpectralDenoiser(nn.Module):
         features = torch.cat([0.25 * torch.log(power + 1e-4), scaled.real, scaled.imag], dim=1)
         gain, real, imag = self.backbone(features, sigma.log()).float().chunk(3, dim=1)
         return F.pad(gain * scaled + torch.complex(real, imag), (0, 1))
+
+
+class SpectralDenoiser(SpectralNetwork):
+    """E[x0 | x0 + sigma n] of stems; see `SpectralNetwork` for the arguments."""
+
+    def scalings(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(c_skip, c_out, c_in), each (B, K, 1, bins), for sigma of shape (B, K)."""
+        s, d = sigma[:, :, None, None], self.sigma_data[None, :, None, :]
+        total = s.square() + d.square()
+        return d.square() / total, s * d * total.rsqrt(), total.rsqrt()
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Denoises.

@@ -1,0 +1,350 @@
+"""Trains a regressor on a rendered corpus: the mix and some of the stems in, the others out.
+
+Each item's mix is the sum of its stems; none, one or two of them, drawn at random, are given
+(an orderless NADE; of the last unknown stem nothing is left to learn). The loss of a stem is the
+logarithm of its error's energy over its own, of the waveform and, a quarter of the weight, the
+mean over bands of the mel scale. The first is what SI-SDR measures, in decibels, so that quiet
+passages count like loud ones; the second keeps the upper bands, which hold a hundredth of the
+energy, from being left to chance. A thousandth of the mix's energy is added to both energies:
+better than 30 dB is not asked for, and a silent stem has a finite loss.
+
+The network is the prior's and starts from a prior's weights, where the unknown stems are pure
+noise (`--initial`), or from none. The learning rate follows the processor time spent, so that a
+run costs what it was said to; no two runs are equal to the last bit. It can be stopped at any
+time and continues from its last checkpoint by the same command.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from mgdm_audio import hub
+from mgdm_audio.metrics import si_sdr_improvement
+from mgdm_audio.nn import SpectralRegressor, build
+from recipes.prior.data import Augmentation, StemCorpus, validation_crops
+
+CLASS = "TokenUNetRegressor"
+BANDS = 24
+BAND_WEIGHT = 0.25
+FLOOR = 1e-3
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides the run, kept with the checkpoint.
+
+    Arguments:
+        minutes: length of the run in minutes of processor time; the learning rate depends on it.
+        batch: crops a step.
+        samples: length of a crop in samples, a multiple of the STFT hop.
+        lr: peak learning rate (AdamW, betas 0.9 and 0.99, no weight decay on vectors).
+        decay_from: the share of the run after which the learning rate falls (cosine to 1 %).
+        given: shares of items with no, one and two given stems.
+        ema: decay of the averaged weights per step.
+        seed: seed of weights, masks and data.
+    """
+
+    minutes: float = 65.0
+    batch: int = 3
+    samples: int = 88_064
+    lr: float = 6e-4
+    decay_from: float = 0.3
+    given: tuple[float, float, float] = (0.5, 0.25, 0.25)
+    ema: float = 0.999
+    seed: int = 0
+
+
+def bands(bins: int, sample_rate: int = 22050) -> Tensor:
+    """Membership of each bin in bands of equal width on the mel scale, (bins, BANDS)."""
+    mel = torch.log1p(torch.linspace(0, sample_rate / 2, bins, dtype=torch.float64) / 700)
+    band = (mel / mel[-1] * BANDS).long().clamp_max(BANDS - 1)
+    return torch.nn.functional.one_hot(band, BANDS).float()
+
+
+def losses(
+    net: SpectralRegressor, clean: Tensor, known: Tensor, membership: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Loss and SNR in dB of each stem, (B, K); both 0 for the given ones.
+
+    Arguments:
+        net: the regressor.
+        clean: true stems, (B, K, T), T a multiple of the hop.
+        known: which are given, bool (B, K).
+        membership: see `bands`.
+    """
+    mix = clean.sum(1, keepdim=True)
+    estimate = net.estimate(mix, torch.where(known[:, :, None], clean, 0), known)
+    with torch.no_grad():
+        bins = net.frame(torch.cat([clean, mix], dim=1))
+        levels = bins.abs().square().sum(2) @ membership  # (B, K + 1, bands)
+    error = torch.where(known[:, :, None, None], 0, estimate - bins[:, :-1])
+    band = (error.real.square() + error.imag.square()).sum(2) @ membership
+    wave = net.frame.inverse(error).square().sum(-1)
+    whole = clean.square().sum(-1)
+    floor = FLOOR * mix.square().sum(-1) + 1e-8
+    full_band = torch.log((wave + floor) / (whole + floor))
+    floor = FLOOR * levels[:, -1:] + 1e-6 * levels[:, -1:].mean(2, keepdim=True) + 1e-8
+    by_band = torch.log((band + floor) / (levels[:, :-1] + floor)).mean(2)
+    loss = full_band + BAND_WEIGHT * by_band
+    return torch.where(known, 0, loss), torch.where(known, 0, -4.342945 * full_band.detach())
+
+
+def measure_sigma_data(net: SpectralRegressor, crops: list[np.ndarray]) -> Tensor:
+    """Root mean square of each stem's bins over crops, (K, bins)."""
+    power = torch.stack([net.frame(torch.from_numpy(c)).abs().square().mean(1) for c in crops])
+    return power.mean(0).clamp_min(net.known**2).sqrt()
+
+
+def learning_rate(settings: Settings, step: int, minutes: float) -> float:
+    """Warm-up over 100 steps, constant, then a cosine down to 1 % at the end of the time."""
+    warm = min(1.0, (step + 1) / 100)
+    start = settings.decay_from * settings.minutes
+    done = min(1.0, max(0.0, (minutes - start) / (settings.minutes - start)))
+    return settings.lr * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+class Training:
+    """State of a run: network, averaged network, optimiser, random states, time spent."""
+
+    def __init__(self, settings: Settings, network: dict[str, Any], corpus: StemCorpus) -> None:
+        self.settings, self.network, self.corpus = settings, network, corpus
+        torch.manual_seed(settings.seed)
+        self.net, self.average = self._build(), self._build()
+        self.average.requires_grad_(False)
+        self.average.load_state_dict(self.net.state_dict())
+        matrices = [p for p in self.net.parameters() if p.ndim >= 2]
+        vectors = [p for p in self.net.parameters() if p.ndim < 2]
+        self.optimiser = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}],
+            lr=settings.lr,
+            betas=(0.9, 0.99),
+        )
+        self.membership = bands(self.net.frame.bins)
+        self.rng = np.random.default_rng(settings.seed)
+        self.augmentation = Augmentation()
+        self.step = 0
+        self.minutes = 0.0
+        self.seconds = 0.0  # of audio seen
+        self.songs = len(corpus.songs)
+        self.initial = ""
+
+    def _build(self) -> SpectralRegressor:
+        net = build(self.network["class"], self.network["args"])
+        assert isinstance(net, SpectralRegressor)
+        return net
+
+    def start_from(self, prior: hub.Prior) -> None:
+        """Takes a prior's weights and scalings."""
+        state = prior.denoise.state_dict()
+        self.net.load_state_dict(state)
+        self.average.load_state_dict(state)
+        self.initial = f"{prior.name} {prior.sha256}"
+
+    def prepare(self) -> None:
+        """Measures the scalings on the augmented corpus, for a start without a prior."""
+        rng = np.random.default_rng(self.settings.seed + 1)
+        crops = [self._crop(rng) for _ in range(200)]
+        for net in (self.net, self.average):
+            net.sigma_data.copy_(measure_sigma_data(net, crops))
+
+    def _crop(self, rng: np.random.Generator) -> np.ndarray:
+        return self.corpus.crop(rng, self.settings.samples, self.songs, self.augmentation)
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """True stems (B, K, T) and which of them are given (B, K)."""
+        clean = np.stack([self._crop(self.rng) for _ in range(self.settings.batch)])
+        known = np.zeros(clean.shape[:2], bool)
+        for row in known:
+            row[: self.rng.choice(3, p=self.settings.given)] = True
+            self.rng.shuffle(row)
+        return torch.from_numpy(clean), torch.from_numpy(known)
+
+    def advance(self, precision: torch.dtype) -> tuple[Tensor, Tensor]:
+        """One optimiser step; returns the SNRs (B, K) in dB and the mask of given stems."""
+        start = time.process_time()
+        clean, known = self.batch()
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(self.settings, self.step, self.minutes)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            loss, snr = losses(self.net, clean, known, self.membership)
+        self.optimiser.zero_grad(set_to_none=True)
+        (loss.sum() / (~known).sum()).backward()
+        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        self.optimiser.step()
+        decay = min(self.settings.ema, (self.step + 1) / (self.step + 10))
+        torch._foreach_lerp_(
+            list(self.average.parameters()), list(self.net.parameters()), 1 - decay
+        )
+        self.step += 1
+        self.seconds += clean.shape[0] * clean.shape[-1] / 22050
+        self.minutes += (time.process_time() - start) / 60
+        return snr, known
+
+    @torch.no_grad()
+    def validate(self, crops: np.ndarray, precision: torch.dtype) -> dict[str, list[float]]:
+        """SI-SDR improvement in dB of the averaged weights, by stem, where it sounds.
+
+        "none": no stem is given; "two": the two that follow it are.
+        """
+        scores: dict[str, list[list[float]]] = {"none": [[], [], [], []], "two": [[], [], [], []]}
+        for crop in crops:
+            active = [k for k in range(4) if crop[k].std() > 0.002]
+            if len(active) < 2:
+                continue
+            for k in range(-1, 4):
+                if k >= 0 and k not in active:
+                    continue
+                known = np.zeros(4, bool)
+                known[[(k + 1) % 4, (k + 2) % 4] if k >= 0 else []] = True
+                estimate = self._estimate(crop, known, precision)
+                for j in active if k < 0 else [k]:
+                    gain = si_sdr_improvement(estimate[j], crop[j], crop.sum(0))
+                    scores["none" if k < 0 else "two"][j].append(float(gain))
+        return {
+            case: [round(float(np.mean(s)), 3) if s else math.nan for s in by_stem]
+            for case, by_stem in scores.items()
+        }
+
+    def _estimate(self, crop: np.ndarray, known: np.ndarray, precision: torch.dtype) -> np.ndarray:
+        clean = torch.from_numpy(crop)[None]
+        mix, mask = clean.sum(1, keepdim=True), torch.from_numpy(known)[None]
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            return self.average(mix, clean, mask)[0].numpy()
+
+    def save(self, path: Path) -> None:
+        """Writes the checkpoint to a temporary name, then renames it."""
+        state = {
+            "settings": asdict(self.settings),
+            "network": self.network,
+            "net": self.net.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "rng": json.dumps(self.rng.bit_generator.state),
+            **{key: getattr(self, key) for key in _COUNTERS},
+        }
+        temporary = path.with_suffix(".part")
+        torch.save(state, temporary)
+        os.replace(temporary, path)
+
+    @classmethod
+    def resume(cls, path: Path, corpus: StemCorpus) -> Training:
+        """Continues from a checkpoint."""
+        state = torch.load(path, weights_only=True)
+        training = cls(Settings(**state["settings"]), state["network"], corpus)
+        training.net.load_state_dict(state["net"])
+        training.average.load_state_dict(state["average"])
+        training.optimiser.load_state_dict(state["optimiser"])
+        training.rng.bit_generator.state = json.loads(state["rng"])
+        for key in _COUNTERS:
+            setattr(training, key, state[key])
+        return training
+
+
+_COUNTERS = ("step", "minutes", "seconds", "songs", "initial")
+
+
+@click.command(help=__doc__)
+@click.option("--corpus", type=click.Path(path_type=Path), required=True, help="Corpus folder.")
+@click.option("--valid", type=click.Path(path_type=Path), help="Folder of validation songs.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Run folder.")
+@click.option("--initial", default="default", show_default=True, help="A prior, or 'none'.")
+@click.option(
+    "--minutes",
+    default=Settings.minutes,
+    show_default=True,
+    help="Processor time of the whole run; given for a run that continues, it moves the end.",
+)
+@click.option("--batch", default=Settings.batch, show_default=True)
+@click.option("--seconds", default=3.99, show_default=True, help="Length of a crop.")
+@click.option("--lr", default=Settings.lr, show_default=True)
+@click.option("--seed", default=Settings.seed, show_default=True)
+@click.option("--network", default="{}", help="Backbone arguments as JSON, without --initial.")
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
+@click.option("--save-minutes", default=4.0, show_default=True)
+@click.option("--validate-minutes", default=12.0, show_default=True)
+def main(
+    corpus: Path,
+    valid: Path | None,
+    out: Path,
+    initial: str,
+    minutes: float,
+    batch: int,
+    seconds: float,
+    lr: float,
+    seed: int,
+    network: str,
+    precision: str,
+    save_minutes: float,
+    validate_minutes: float,
+) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    data = StemCorpus(corpus / "train")
+    source = click.get_current_context().get_parameter_source
+    checkpoint = out / "checkpoint.pt"
+    if checkpoint.exists():
+        run = Training.resume(checkpoint, data)
+        if source("minutes") is not click.core.ParameterSource.DEFAULT:
+            run.settings = replace(run.settings, minutes=minutes)
+        click.echo(f"continues at step {run.step}, minute {run.minutes:.1f}", err=True)
+    else:
+        samples = round(seconds * 22050 / 512) * 512
+        settings = Settings(minutes=minutes, batch=batch, samples=samples, lr=lr, seed=seed)
+        if initial == "none":
+            args = {"backbone": json.loads(network), "stft": {"n_fft": 2048}}
+            run = Training(settings, {"class": CLASS, "args": args}, data)
+            run.prepare()
+        else:
+            prior = hub.load(initial)
+            args = prior.info.config["network"]["args"]
+            run = Training(settings, {"class": CLASS, "args": args}, data)
+            run.start_from(prior)
+    crops = validation_crops(valid or corpus / "valid", 131_072)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    saved = validated = logged = run.minutes
+    window: list[tuple[Tensor, Tensor]] = []
+    with (out / "log.jsonl").open("a", buffering=1) as log:
+        while run.minutes < run.settings.minutes:
+            window.append(run.advance(dtype))
+            last = run.minutes >= run.settings.minutes
+            if run.minutes - logged > 1 or last:
+                snr, known = (torch.cat(parts) for parts in zip(*window, strict=True))
+                by_stem = (snr.sum(0) / (~known).sum(0).clamp_min(1)).tolist()
+                line = {
+                    "step": run.step,
+                    "minutes": round(run.minutes, 2),
+                    "hours_seen": round(run.seconds / 3600, 3),
+                    "lr": learning_rate(run.settings, run.step, run.minutes),
+                    "songs": run.songs,
+                    "snr": [round(v, 3) for v in by_stem],
+                }
+                log.write(json.dumps(line) + "\n")
+                click.echo(str(line), err=True)
+                window.clear()
+                logged = run.minutes
+            if run.minutes - saved > save_minutes or last:
+                run.save(checkpoint)
+                run.songs = data.refresh()
+                saved = run.minutes
+            if run.minutes - validated > validate_minutes or last:
+                scores = run.validate(crops, dtype)
+                log.write(json.dumps({"step": run.step, "valid_si_sdri": scores}) + "\n")
+                click.echo(f"step {run.step} validation SI-SDRi {scores}", err=True)
+                validated = run.minutes
+
+
+if __name__ == "__main__":
+    main()
