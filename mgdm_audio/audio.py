@@ -1,8 +1,7 @@
-r"""Reading, resampling, quantising and writing of audio, with libsndfile (``soundfile``).
+r"""Reading and resampling of audio, with libsndfile (``soundfile``) and libsoxr.
 
-Signals are arrays of shape (C, T), channels first and time last, with full scale at 1. Two rules
-hold everywhere: nothing is allocated from what a header claims, and a file either appears complete
-under its final name or not at all.
+Signals are arrays of shape (C, T), channels first and time last, with full scale at 1. Nothing is
+allocated from what a header claims, and a file can be read block by block, as often as wanted.
 """
 
 from __future__ import annotations
@@ -11,9 +10,9 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,25 +20,11 @@ import soundfile as sf
 import soxr
 from numpy.typing import NDArray
 
-__all__ = [
-    "AudioError",
-    "Recording",
-    "inspect",
-    "output_subtype",
-    "quantise",
-    "read",
-    "resample",
-    "staged",
-    "write_stems",
-]
+__all__ = ["AudioError", "AudioFile", "Recording", "inspect", "read", "resample", "resampled"]
 
 ACCEPTED = "WAV, FLAC, OGG or MP3"
 BLOCK = 1 << 16
 """Frames read or written at a time."""
-
-PCM_BITS = {"PCM_16": 16, "PCM_24": 24, "PCM_32": 32}
-_SAME_OUT = {*PCM_BITS, "FLOAT", "DOUBLE"}
-_DECODED_TO_FLOAT = {"VORBIS", "OPUS", "MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III"}
 
 
 class AudioError(ValueError):
@@ -74,6 +59,95 @@ def inspect(path: str | os.PathLike[str]) -> None:
         pass
 
 
+@dataclass
+class AudioFile:
+    """A file, or a part of one, that is read block by block as often as wanted.
+
+    Arguments:
+        path: the file.
+        start: where the part begins, in seconds.
+        duration: how long it is at most, in seconds; None is to the end.
+
+    Attributes:
+        sample_rate: in hertz.
+        channels: number of channels C.
+        subtype: libsndfile's name of the sample format.
+        dtype: of the blocks: float32, or float64 where the file holds more than 24 significant
+            bits (PCM_32, DOUBLE).
+        declared: frames that the part has if the header is right; not to be trusted.
+        warnings: known after the blocks were read once, see :func:`read`.
+
+    Raises:
+        AudioError: as :func:`inspect` does.
+        ValueError: if the start is negative or the duration is not positive.
+    """
+
+    path: Path
+    start: float = 0.0
+    duration: float | None = None
+    sample_rate: int = field(init=False)
+    channels: int = field(init=False)
+    subtype: str = field(init=False)
+    dtype: str = field(init=False)
+    declared: int = field(init=False)
+    warnings: tuple[str, ...] = field(init=False, default=())
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < math.inf:
+            raise ValueError(f"the start must be at least 0 s, got {self.start}")
+        if self.duration is not None and not 0 < self.duration < math.inf:
+            raise ValueError(f"the duration must be positive, got {self.duration} s")
+        with _opened(self.path) as file:
+            self.sample_rate, self.channels = file.samplerate, file.channels
+            self.subtype = file.subtype
+            self.dtype = "float64" if file.subtype in ("PCM_32", "DOUBLE") else "float32"
+            first, limit = self._part()
+            self.declared = max(0, min(limit, file.frames - first))
+
+    def _part(self) -> tuple[int, int]:
+        """The first frame of the part, and how many it has at most."""
+        first = round(self.start * self.sample_rate)
+        if self.duration is None:
+            return first, 1 << 62
+        return first, max(1, round(self.duration * self.sample_rate))
+
+    def blocks(self) -> Iterator[NDArray[np.floating]]:
+        """The samples in blocks of shape (C, n).
+
+        Raises:
+            AudioError: if the file cannot be decoded to the end of the part, holds NaN or infinite
+                samples (with the time of the first), or has nothing there.
+        """
+        first, limit = self._part()
+        with _opened(self.path) as file:
+            rate, frames, given = file.samplerate, 0, 0
+            if first and file.format in ("WAV", "WAVEX", "RF64"):
+                # Elsewhere a seek can go wrong; decoding up to there cannot.
+                frames = file.seek(min(first, file.frames))
+            try:
+                while given < limit:
+                    block = file.read(BLOCK, dtype=self.dtype, always_2d=True)
+                    if len(block) == 0:
+                        break
+                    part = block[max(0, first - frames) :][: limit - given]
+                    offset = frames + len(block) if frames + len(block) <= first else first + given
+                    _check_finite(self.path, part, offset, rate)
+                    frames += len(block)
+                    given += len(part)
+                    if len(part):
+                        yield np.ascontiguousarray(part.T)
+            except sf.LibsndfileError as error:
+                raise AudioError(
+                    f"{self.path}: cannot be decoded after {frames / rate:.3f} s "
+                    f"({error.error_string}); the file is damaged or truncated"
+                ) from error
+            if given == 0:
+                where = f" after {self.start:g} s, it ends at {frames / rate:.3f} s"
+                raise AudioError(f"{self.path}: contains no audio{where if first else ''}")
+            if given < limit:
+                self.warnings = _truncation(self.path, file, frames)
+
+
 def read(path: str | os.PathLike[str]) -> Recording:
     """Decodes a whole file.
 
@@ -84,29 +158,9 @@ def read(path: str | os.PathLike[str]) -> Recording:
         AudioError: as :func:`inspect` does, and if the file cannot be decoded to its end, or holds
             NaN or infinite samples (with the time of the first).
     """
-    path = Path(path)
-    with _opened(path) as file:
-        dtype = "float64" if file.subtype in ("PCM_32", "DOUBLE") else "float32"
-        blocks: list[NDArray[np.floating]] = []
-        frames = 0
-        try:
-            while True:
-                block = file.read(BLOCK, dtype=dtype, always_2d=True)
-                if len(block) == 0:
-                    break
-                _check_finite(path, block, frames, file.samplerate)
-                blocks.append(block)
-                frames += len(block)
-        except sf.LibsndfileError as error:
-            raise AudioError(
-                f"{path}: cannot be decoded after {frames / file.samplerate:.3f} s "
-                f"({error.error_string}); the file is damaged or truncated"
-            ) from error
-        if frames == 0:
-            raise AudioError(f"{path}: contains no audio")
-        samples = np.ascontiguousarray(np.concatenate(blocks).T)
-        warnings = _truncation(path, file, frames)
-        return Recording(samples, file.samplerate, file.subtype, warnings)
+    file = AudioFile(Path(path))
+    samples = np.concatenate(list(file.blocks()), axis=1)
+    return Recording(samples, file.sample_rate, file.subtype, file.warnings)
 
 
 @contextmanager
@@ -220,183 +274,62 @@ def resample(
     return np.stack(rows).reshape(*x.shape[:-1], length)
 
 
-def output_subtype(subtype: str) -> str:
-    """The sample format in which stems are written (as WAV) for an input of a sample format.
-
-    PCM of 16, 24 and 32 bits and floats keep their format. 8-bit, companded and ADPCM input
-    becomes PCM_16, which holds their values exactly. MP3 and OGG become FLOAT: their decoders
-    give floats that often exceed full scale.
-    """
-    if subtype in _SAME_OUT:
-        return subtype
-    return "FLOAT" if subtype in _DECODED_TO_FLOAT else "PCM_16"
-
-
-def quantise(
-    stems: NDArray[np.floating], mix: NDArray[np.floating], bits: int
-) -> NDArray[np.int64] | None:
-    """Rounds stems to integers that add up to the rounded mix exactly.
-
-    Each stem is rounded to the nearest integer. Where the sum then misses the mix, single units go
-    to the stems whose rounding moved them furthest the other way (the largest-remainder method of
-    apportionment), never to a stem that is exactly zero.
+def resampled(
+    pieces: Iterable[NDArray[np.floating]], rate_in: int, rate_out: int, length: int | None = None
+) -> Iterator[NDArray[np.floating]]:
+    """Changes the sample rate of a signal that comes in pieces; together they are those of
+    :func:`resample`, bit for bit, wherever the pieces are cut.
 
     Arguments:
-        stems: with shape (K, ...); their sum equals the mix to within float rounding.
-        mix: with shape (...).
-        bits: 16, 24 or 32; full scale 1 is ``2**(bits - 1)`` units.
+        pieces: the signals, each with shape (N, n), with the same N.
+        rate_in: their rate in hertz.
+        rate_out: the wanted rate in hertz.
+        length: the wanted number of samples; by default ``ceil(T * rate_out / rate_in)``.
 
     Returns:
-        The integers, with shape (K, ...), or None if the mix or a stem leaves the range of
-        ``bits``; nothing is ever clipped.
+        Pieces of shape (N, m).
 
     Raises:
-        ValueError: if the stems do not add up to the mix.
+        ValueError: if a rate is not positive.
     """
-    scale = float(1 << (bits - 1))
-    exact = stems.astype(np.float64) * scale
-    units = np.rint(exact)
-    gap = np.rint(mix.astype(np.float64) * scale) - units.sum(axis=0)
-    if np.abs(gap).max(initial=0) > len(stems) + 4e-6 * scale * max(1.0, np.abs(stems).max()):
-        raise ValueError(
-            f"the stems must add up to the mix, but they miss it by {np.abs(gap).max() / scale:.3g}"
-        )
-    while np.any(gap):
-        step = np.sign(gap)
-        owed = np.where(stems == 0, -np.inf, step * (exact - units))
-        chosen = np.argmax(owed, axis=0)[None]
-        np.put_along_axis(units, chosen, np.take_along_axis(units, chosen, 0) + step, 0)
-        gap -= step
-    if units.min(initial=0) < -scale or units.max(initial=0) > scale - 1:
-        return None
-    return units.astype(np.int64)
+    if rate_in <= 0 or rate_out <= 0:
+        raise ValueError(f"sample rates must be positive, got {rate_in} and {rate_out}")
+    streams: list[soxr.ResampleStream] = []
+    taken = given = 0
+    like: NDArray[np.floating] | None = None
 
+    def push(piece: NDArray[np.floating], last: bool) -> NDArray[np.floating]:
+        return np.stack(
+            [s.resample_chunk(np.ascontiguousarray(row), last=last)
+             for s, row in zip(streams, piece, strict=True)]
+        )  # fmt: skip
 
-def write_stems(
-    paths: Sequence[Path],
-    stems: NDArray[np.floating],
-    mix: NDArray[np.floating],
-    sample_rate: int,
-    subtype: str,
-) -> str:
-    """Writes stems as WAV files that add up to the mix, all of them or none.
-
-    In PCM the integers of the files add up to those of the mix exactly (:func:`quantise`). If a
-    stem exceeds full scale there, every file of the song is written as FLOAT instead, where the
-    sum holds to float rounding. Files of more than 4 GiB are written as RF64.
-
-    Arguments:
-        paths: K file names; missing folders are made.
-        stems: with shape (K, C, T), full scale at 1.
-        mix: what they add up to, with shape (C, T).
-        sample_rate: in hertz.
-        subtype: ``PCM_16``, ``PCM_24``, ``PCM_32``, ``FLOAT`` or ``DOUBLE``.
-
-    Returns:
-        The sample format that was used.
-
-    Raises:
-        ValueError: for another subtype, and for stems that are not finite (a NaN becomes a
-            full-scale click in PCM) or do not add up to the mix.
-        OSError: if a file cannot be written; then no file and no new folder is left.
-    """
-    if subtype not in _SAME_OUT:
-        raise ValueError(f"subtype must be one of {sorted(_SAME_OUT)}, got '{subtype}'")
-    if not np.isfinite(stems).all():
-        raise ValueError("stems must be finite, got NaN or infinite samples; nothing was written")
-    try:
-        with staged(paths) as temporary:
-            _write(temporary, stems, mix, sample_rate, subtype)
-        return subtype
-    except _OutOfRange:
-        with staged(paths) as temporary:
-            _write(temporary, stems, mix, sample_rate, "FLOAT")
-        return "FLOAT"
-
-
-class _OutOfRange(Exception):
-    pass
-
-
-def _write(
-    paths: Sequence[Path],
-    stems: NDArray[np.floating],
-    mix: NDArray[np.floating],
-    sample_rate: int,
-    subtype: str,
-) -> None:
-    _, channels, length = stems.shape
-    bits = PCM_BITS.get(subtype)
-    size = channels * length * (bits or (64 if subtype == "DOUBLE" else 32)) // 8
-    container = "WAV" if size < (1 << 32) - (1 << 16) else "RF64"
-    files: list[sf.SoundFile] = []
-    try:
-        for path in paths:
-            files.append(
-                sf.SoundFile(_name(path), "w", sample_rate, channels, subtype, format=container)
-            )
-        for start in range(0, length, BLOCK):
-            part = stems[..., start : start + BLOCK]
-            if bits is None:
-                data = part.astype(np.float64 if subtype == "DOUBLE" else np.float32)
-            else:
-                units = quantise(part, mix[..., start : start + BLOCK], bits)
-                if units is None:
-                    raise _OutOfRange
-                # libsndfile takes the upper bits of an int32.
-                data = (units << (32 - bits)).astype(np.int32)
-            for file, stem in zip(files, data, strict=True):
-                file.write(np.ascontiguousarray(stem.T))
-    except sf.LibsndfileError as error:
-        raise OSError(f"cannot write: {error.error_string}") from error
-    finally:
-        for file in files:
-            file.close()
-    if bits is None:
-        for path in paths:
-            _clear_time_stamp(path)
-
-
-def _clear_time_stamp(path: Path) -> None:
-    """Zeroes the time of writing in a float WAV, so that equal samples give equal files."""
-    with path.open("r+b") as stream:
-        peak = stream.read(256).find(b"PEAK")
-        if peak >= 0:
-            stream.seek(peak + 12)
-            stream.write(bytes(4))
-
-
-@contextmanager
-def staged(paths: Sequence[Path]) -> Iterator[list[Path]]:
-    """Gives temporary names beside the final ones, and renames them when the block succeeds.
-
-    If the block raises anything, the temporary files and the folders that were made for them are
-    removed again, and files that stood under the final names are untouched.
-
-    Arguments:
-        paths: the final names; missing folders are made.
-
-    Raises:
-        OSError: if a folder cannot be made or a file cannot be renamed.
-    """
-    made: list[Path] = []
-    # Short names: the final ones may be as long as the file system allows.
-    temporary = [path.parent / f".mgdm-{os.getpid()}-{i}.part" for i, path in enumerate(paths)]
-    complete = False
-    try:
-        for path in paths:
-            for folder in (*reversed(path.parent.parents), path.parent):
-                if not folder.exists():
-                    folder.mkdir()
-                    made.append(folder)
-        yield temporary
-        for source, target in zip(temporary, paths, strict=True):
-            os.replace(source, target)
-        complete = True
-    finally:
-        if not complete:
-            for path in temporary:
-                path.unlink(missing_ok=True)
-            for folder in reversed(made):
-                if not any(folder.iterdir()):
-                    folder.rmdir()
+    for piece in pieces:
+        taken += piece.shape[-1]
+        like = piece[:, :0]
+        if rate_in == rate_out:
+            yield piece if length is None else piece[:, : max(0, length - given)]
+            given += piece.shape[-1]
+            continue
+        if not streams:
+            # One stream a signal: soxr bounds the number of channels of a stream.
+            kind = str(piece.dtype)
+            streams = [
+                soxr.ResampleStream(rate_in, rate_out, 1, dtype=kind, quality="VHQ") for _ in piece
+            ]
+        out = push(piece, last=False)
+        # How long the signal is without a wanted length is only known at its end, and soxr gives
+        # less than that until then.
+        out = out if length is None else out[:, : max(0, length - given)]
+        given += out.shape[-1]
+        if out.shape[-1]:
+            yield out
+    if like is None:
+        return
+    total = -(-taken * rate_out // rate_in) if length is None else length
+    if rate_in == rate_out:
+        if total > given:
+            yield np.zeros((len(like), total - given), like.dtype)
+        return
+    missing = max(0, math.ceil((total + 1) * rate_in / rate_out) + 1 - taken)
+    yield push(np.zeros((len(like), missing), like.dtype), last=True)[:, : max(0, total - given)]

@@ -17,9 +17,10 @@ References:
 
 from __future__ import annotations
 
-__all__ = ["make_consistent", "residual_db"]
+__all__ = ["consistent", "make_consistent", "residual_db"]
 
 import math
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from mgdm_audio.nn.stft import TightFrame
 from mgdm_audio.operators import Mixture
+from mgdm_audio.stream import with_context
 
 _BLOCK = 512
 """Hops corrected at a time."""
@@ -68,25 +70,45 @@ def make_consistent(stems: Tensor, mix: Tensor, n_fft: int = 2048) -> Tensor:
     """
     if stems.ndim != 2 or mix.shape != stems.shape[1:]:
         raise ValueError(f"expected (K, T) and (T,), got {tuple(stems.shape)}, {tuple(mix.shape)}")
-    frame = TightFrame(n_fft).to(mix.device)
-    length, edge = len(mix), _CONTEXT * frame.hop
-    step = _BLOCK * frame.hop
-    stems = stems.to(mix)
-    rest = mix - stems.sum(0)
-    signals = F.pad(torch.cat([stems, rest[None]]), (edge, edge + -length % frame.hop))
-    # Where every stem is silent they share alike.
-    floor = float(mix.square().mean()) * 1e-12 + torch.finfo(mix.dtype).tiny
-    corrected = torch.empty_like(stems)
-    for start in range(0, length, step):
-        stop = min(start + step, signals.shape[-1] - 2 * edge)
-        bins = frame(signals[:, start : stop + 2 * edge])
-        power = _smooth(bins[:-1].abs().square()) + floor
-        share = _share(bins[-1], power)
-        part = frame.inverse(share)[:, edge : edge + stop - start]
-        end = min(stop, length)
-        corrected[:, start:end] = stems[:, start:end] + part[:, : end - start]
-    # The rounding of the transforms, and what is left by it, shared alike.
-    return corrected + (mix - corrected.sum(0)) / len(stems)
+    power = float(mix.square().mean())
+    both = torch.cat([stems.to(mix), mix[None]])
+    return torch.cat(list(consistent([both], len(mix), power, n_fft)), dim=-1)
+
+
+def consistent(
+    pieces: Iterable[Tensor], length: int, power: float, n_fft: int = 2048
+) -> Iterator[Tensor]:
+    """The same for a signal that comes in pieces, with a few seconds in memory at a time.
+
+    Arguments:
+        pieces: stems and mix below one another, each piece with shape (K + 1, n).
+        length: samples T of the signal.
+        power: mean square of the mix.
+        n_fft: see :func:`make_consistent`.
+
+    Returns:
+        Pieces of the corrected stems, with shape (K, m).
+    """
+    frame: TightFrame | None = None
+    hop = n_fft // 4
+    edge = _CONTEXT * hop
+    padded = length + -length % hop
+    done = 0
+    for signals in with_context(pieces, padded, _BLOCK * hop, edge):
+        if frame is None:
+            frame = TightFrame(n_fft).to(signals.device)
+        stems, mix = signals[:-1], signals[-1]
+        rest = mix - stems.sum(0)
+        # Where every stem is silent they share alike.
+        floor = power * 1e-12 + torch.finfo(mix.dtype).tiny
+        bins = frame(torch.cat([stems, rest[None]]))
+        share = _share(bins[-1], _smooth(bins[:-1].abs().square()) + floor)
+        size = min(signals.shape[-1] - 2 * edge, length - done)
+        inner = slice(edge, edge + size)
+        corrected = stems[:, inner] + frame.inverse(share)[:, inner]
+        # The rounding of the transforms, and what is left by it, shared alike.
+        yield corrected + (mix[inner] - corrected.sum(0)) / len(corrected)
+        done += size
 
 
 def _smooth(power: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ The prior hears one channel at its own rate, so a recording is brought to the me
 the prior's sample rate and the level of the mixtures the prior was trained on; it is sampled in
 overlapping windows; the stems are made to add up to the mono mix; and they are brought back to the
 recording's level, rate and channels (:mod:`mgdm_audio.spread` says what is inferred there and what
-is not). The stems always add up to the recording.
+is not). The stems always add up to the recording. :mod:`mgdm_audio.song` has the steps;
+:mod:`mgdm_audio.files` takes them from files to files in flat memory.
 """
 
 from __future__ import annotations
@@ -12,32 +13,30 @@ from __future__ import annotations
 __all__ = ["Separation", "Separator", "resolve_device"]
 
 import dataclasses
-import math
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mgdm_audio import audio, hub, samplers
-from mgdm_audio.consistency import make_consistent, residual_db
+from mgdm_audio import audio, batch, hub, samplers, write
 from mgdm_audio.denoise import CountingDenoiser
 from mgdm_audio.draws import SeededDraws
-from mgdm_audio.operators import Mixture
+from mgdm_audio.operators import Mask, Mixture, PointwiseOperator, Stack
 from mgdm_audio.precision import choose_precision
 from mgdm_audio.samplers.base import Problem, Sampler
-from mgdm_audio.spread import spread_stems
-from mgdm_audio.windows import WindowPlan, window_seed
+from mgdm_audio.song import ArraySource, Callback, Job, Settings, Song
+from mgdm_audio.store import MemoryStore
 
 Source = str | os.PathLike[str] | NDArray[Any] | Tensor
-Callback = Callable[[int, int], None]
 
 WINDOW = 262_144
 """Samples of a window at the prior's rate (11.9 s at 22.05 kHz)."""
@@ -45,8 +44,8 @@ WINDOW = 262_144
 OVERLAP = 32_768
 """Samples that neighbouring windows share (1.5 s at 22.05 kHz)."""
 
-MULTIPLE = 2048
-"""A recording shorter than a window is padded to a multiple of this."""
+_ONE_ROW = ("msdm", "isdm")
+"""Samplers that take the mix as the only observation."""
 
 
 @dataclass(frozen=True)
@@ -85,15 +84,15 @@ class Separation:
 
         Returns:
             The sample format used: that of the source's file where WAV has it (see
-            :func:`mgdm_audio.audio.output_subtype`), FLOAT for arrays.
+            :func:`mgdm_audio.write.output_subtype`), FLOAT for arrays.
 
         Raises:
             OSError: if a file cannot be written; nothing is left behind then.
         """
-        subtype = "FLOAT" if self.subtype is None else audio.output_subtype(self.subtype)
+        subtype = "FLOAT" if self.subtype is None else write.output_subtype(self.subtype)
         stack = np.stack([np.atleast_2d(np.asarray(self.stems[name])) for name in paths])
         mix = np.atleast_2d(np.asarray(self.mix))
-        return audio.write_stems(list(paths.values()), stack, mix, self.sample_rate, subtype)
+        return write.write_stems(list(paths.values()), stack, mix, self.sample_rate, subtype)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -138,6 +137,10 @@ class Separator:
             posterior, with the sharpness of the prior; the mean of many is the posterior mean,
             which has the least squared error: averaging N gains 10 log10(2 / (1 + 1/N)) dB where
             the samples are exact, and blurs what the prior is unsure of.
+        seams: how neighbouring windows are made to agree, see :data:`mgdm_audio.song.SEAMS`; by
+            default ``condition``, and ``fade`` for samplers that take nothing but a mix.
+        residual: whether what the sampler leaves of the mix becomes a stem of its own, called
+            ``residual``, instead of being shared out among the stems.
         settings: sampler settings that replace those of the preset.
 
     Raises:
@@ -157,6 +160,8 @@ class Separator:
         overlap: int = OVERLAP,
         batch: int | None = None,
         average: int = 1,
+        seams: str | None = None,
+        residual: bool = False,
         **settings: Any,
     ) -> None:
         self.device = resolve_device(device)
@@ -172,12 +177,29 @@ class Separator:
                 "preset, or set sigma_min and sigma_max"
             )
         self.dtype = choose_precision(self.device, precision)
-        WindowPlan(1, window, overlap)  # raises where these do not fit
-        self.window, self.overlap = window, overlap
-        if average < 1:
-            raise ValueError(f"average must be at least 1 sample, got {average}")
-        self.average = average
+        if seams == "condition" and method in _ONE_ROW:
+            raise ValueError(
+                f"method '{method}' takes the mix as its only observation and cannot be told the "
+                "window before; choose seams 'fade', or another method"
+            )
+        self.song_settings = Settings(
+            stems=len(self.prior.stems),
+            rate=self.prior.sample_rate,
+            level=self.prior.level,
+            window=window,
+            overlap=overlap,
+            average=average,
+            seams=seams or ("fade" if method in _ONE_ROW else "condition"),
+            residual=residual,
+        )
+        if batch is not None and batch < 1:
+            raise ValueError(f"batch must be at least 1 window, got {batch}")
         self.batch = batch or (1 if self.device.type == "cpu" else 8)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the stems that come out, in order."""
+        return self.prior.stems + (("residual",) if self.song_settings.residual else ())
 
     def separate(
         self,
@@ -187,7 +209,7 @@ class Separator:
         seed: int | None = None,
         callback: Callback | None = None,
     ) -> Separation:
-        """Separates a recording.
+        """Separates a recording, in memory.
 
         Arguments:
             source: path of a WAV, FLAC, OGG or MP3 file; or samples, a NumPy array or torch tensor
@@ -205,129 +227,112 @@ class Separator:
             FloatingPointError: if the sampler gives values that are not finite.
         """
         start = time.monotonic()
-        seed = secrets.randbelow(2**31) if seed is None else seed
-        if not 0 <= seed < 2**63:
-            raise ValueError(f"the seed must be from 0 to 2^63 - 1, got {seed}")
+        seed = draw_seed() if seed is None else seed
         recording, restore = _recording(source, sample_rate)
-        channels = torch.from_numpy(recording.samples)
-        stems, residual, counts = self._stems(channels, recording.sample_rate, seed, callback)
+        song = Song(
+            recording, self.song_settings, check_seed(seed), MemoryStore(),
+            self.sampler.cost().calls, callback,
+        )  # fmt: skip
+        song.scan()
+        ((_, error),) = self.run([song])
+        if error is not None:
+            raise error
+        stems = torch.cat([stems for stems, _ in song.output()], dim=-1)
         seconds = time.monotonic() - start
-        length = channels.shape[-1] / recording.sample_rate
         return Separation(
-            stems={name: restore(stem) for name, stem in zip(self.prior.stems, stems, strict=True)},
+            stems={name: restore(stem) for name, stem in zip(self.names, stems, strict=True)},
             sample_rate=recording.sample_rate,
             seed=seed,
-            residual_db=residual,
-            settings={
-                "model": self.prior.name,
-                "sha256": self.prior.sha256,
-                "method": self.method,
-                "preset": self.preset,
-                "precision": str(self.dtype).removeprefix("torch."),
-                "window": self.window,
-                "overlap": self.overlap,
-                "average": self.average,
-                "sampler": dataclasses.asdict(self.sampler),
-            },
-            stats={**counts, "seconds": seconds, "real_time_factor": seconds / length},
-            mix=restore(channels),
+            residual_db=song.residual_db,
+            settings=self.describe(),
+            stats=stats(song, seconds),
+            mix=restore(torch.from_numpy(recording.samples)),
             subtype=recording.subtype or None,
-            warnings=recording.warnings + _cancelling(channels),
+            warnings=song.warnings,
         )
 
-    def _stems(
-        self, channels: Tensor, rate: int, seed: int, callback: Callback | None
-    ) -> tuple[Tensor, float, dict[str, int]]:
-        """Stems (K, C, T) of channels (C, T), the residual in dB, and what it cost."""
-        names = self.prior.stems
-        if not bool(channels.any()):
-            counts = {"windows": 0, "calls": 0, "vjps": 0}
-            return channels.new_zeros(len(names), *channels.shape), -math.inf, counts
-        prior_rate = self.prior.sample_rate
-        mono = channels.mean(0).float()
-        mix = torch.from_numpy(audio.resample(mono.numpy(), rate, prior_rate))
-        gain = self.prior.level / max(_active_level(mix, prior_rate), 1e-20)
-        sampled, counts = self._sample(mix * gain, seed, callback)
-        residual = residual_db(sampled, mix * gain)
-        sampled = make_consistent(sampled, mix * gain) / gain
-        if rate == prior_rate and len(channels) == 1:
-            stems = sampled[:, None].to(channels)
-        else:
-            wide = audio.resample(sampled.numpy(), prior_rate, rate, channels.shape[-1])
-            stems = spread_stems(torch.from_numpy(wide), channels, rate, prior_rate)
-        # What rounding left over, shared alike; the sum is then exact to the last bits.
-        stems = stems + (channels - stems.sum(0)) / len(names)
-        if not bool(torch.isfinite(stems).all()):
-            raise FloatingPointError("the stems hold NaN or infinite samples; nothing is returned")
-        return stems, residual, counts
+    def describe(self) -> dict[str, Any]:
+        """Everything that decides what is made of a recording and a seed."""
+        settings = self.song_settings
+        return {
+            "model": self.prior.name,
+            "sha256": self.prior.sha256,
+            "method": self.method,
+            "preset": self.preset,
+            "precision": str(self.dtype).removeprefix("torch."),
+            "window": settings.window,
+            "overlap": settings.overlap,
+            "average": settings.average,
+            "seams": settings.seams,
+            "residual": settings.residual,
+            "sampler": dataclasses.asdict(self.sampler),
+        }
 
-    def _sample(
-        self, mix: Tensor, seed: int, callback: Callback | None
-    ) -> tuple[Tensor, dict[str, int]]:
-        """The sampler's stems (K, T) of a mono mix (T,) at the prior's rate and level."""
-        plan = WindowPlan(len(mix), self.window, self.overlap, MULTIPLE)
-        parts = [plan.cut(mix, index) for index in range(len(plan.starts))]
-        sounding = [index for index, part in enumerate(parts) if bool(part.any())]
+    def run(self, songs: Iterable[Song]) -> Iterator[tuple[Song, BaseException | None]]:
+        """Samples the windows of scanned songs, see :func:`mgdm_audio.batch.run`."""
+        return batch.run(self._draw, songs, self.batch)
+
+    def _draw(self, jobs: list[Job], progress: Callable[[int], None]) -> tuple[Tensor, int, int]:
+        """See `batch.Draw`."""
+        shape = (len(jobs), len(self.prior.stems), len(jobs[0].mix))
+        operator: PointwiseOperator = Mixture(shape[1])
+        y = torch.stack([job.mix for job in jobs])[:, None]
+        if jobs[0].known is not None:
+            known = torch.stack([_padded(job.known, shape[2]) for job in jobs])
+            told = torch.tensor([0 if job.known is None else job.known.shape[1] for job in jobs])
+            keep = torch.arange(shape[2]) < told[:, None, None]
+            operator = Stack([operator, Mask(keep.expand(shape))])
+            y = torch.cat([y, known], dim=1)
+        y = y.to(self.device)
         denoise = CountingDenoiser(self.prior.denoise)
-        planned = self.sampler.cost().calls
-        silence = mix.new_zeros(len(self.prior.stems), plan.size)
-        # Sample s of a seed is the one sample of seed + s.
-        jobs = [(index, seed + s) for index in sounding for s in range(self.average)]
-        sampled: dict[int, Tensor] = {}
-        for first in range(0, len(jobs), self.batch):
-            part = jobs[first : first + self.batch]
-
-            def report(done: int, total: int, first: int = first, n: int = len(part)) -> None:
-                if callback is not None:
-                    callback(planned * first + done * n, planned * len(jobs))
-
-            y = torch.stack([parts[index] for index, _ in part])[:, None].to(self.device)
-            problem = Problem(Mixture(len(silence)), y, 0.0, (len(part), len(silence), plan.size))
-            seeds = [window_seed(sample_seed, index) for index, sample_seed in part]
-            half = self.dtype != torch.float32
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-                stems = self.sampler.sample(
-                    denoise, problem, SeededDraws(seeds, self.device, y.dtype), report
-                )
-            for (index, _), stem in zip(part, stems.cpu(), strict=True):
-                share = stem / self.average
-                sampled[index] = sampled[index] + share if index in sampled else share
-
-        def windows() -> Iterator[Tensor]:
-            for index in range(len(parts)):
-                yield sampled.get(index, silence)
-
-        counts = {"windows": len(parts), "calls": denoise.calls, "vjps": denoise.vjps}
-        return plan.join(windows()), counts
+        draws = SeededDraws([job.seed for job in jobs], self.device, y.dtype)
+        half = self.dtype != torch.float32
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            stems = self.sampler.sample(
+                denoise, Problem(operator, y, 0.0, shape), draws, lambda done, _: progress(done)
+            )
+        return stems.cpu(), denoise.calls, denoise.vjps
 
 
-def _cancelling(channels: Tensor) -> tuple[str, ...]:
-    """A warning where the mean of the channels, which the prior hears, is 60 dB below them."""
-    power, heard = channels.double().square().mean(), channels.double().mean(0).square().mean()
-    if not bool(power > 0) or bool(heard >= 1e-6 * power):
-        return ()
-    return (
-        "the channels cancel in their mean, which is all that the prior hears: the stems are "
-        "shares of the input, not a separation",
-    )
+def _padded(known: Tensor | None, size: int) -> Tensor:
+    assert known is not None  # batches are of one kind
+    return F.pad(known, (0, size - known.shape[1]))
 
 
-def _active_level(mix: Tensor, rate: int) -> float:
-    """Root mean square of a mix over the tenths of a second within 60 dB of the loudest."""
-    block = max(1, rate // 10)
-    padded = torch.nn.functional.pad(mix.double(), (0, -len(mix) % block))
-    power = padded.unflatten(0, (-1, block)).square().mean(-1)
-    return float(power[power >= power.max() * 1e-6].mean().sqrt())
+def draw_seed() -> int:
+    """A seed nobody chose."""
+    return secrets.randbelow(2**31)
+
+
+def check_seed(seed: int) -> int:
+    """The seed. Raises ValueError if it is out of range."""
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"the seed must be from 0 to 2^63 - 1, got {seed}")
+    return seed
+
+
+def stats(song: Song, seconds: float) -> dict[str, Any]:
+    """What a song cost, with the seconds that it took."""
+    length = song.frames / song.source.sample_rate
+    return {
+        "windows": song.windows,
+        "calls": song.calls,
+        "vjps": song.vjps,
+        "seconds": seconds,
+        "real_time_factor": seconds / length,
+    }
 
 
 def _recording(
     source: Source, sample_rate: int | None
-) -> tuple[audio.Recording, Callable[[Tensor], Any]]:
+) -> tuple[ArraySource, Callable[[Tensor], Any]]:
     """A source as (C, T) samples, and the way from a result (C, T) back to its kind and shape."""
     if isinstance(source, (str, os.PathLike)):
         if sample_rate is not None:
             raise ValueError("sample_rate is read from the file; give it only with samples")
-        return audio.read(source), lambda x: x.numpy()
+        read = audio.read(source)
+        kept = ArraySource(read.samples, read.sample_rate, read.subtype, read.warnings)
+        return kept, lambda x: x.numpy()
     if not isinstance(source, (np.ndarray, Tensor)):
         raise TypeError(
             f"expected a path, a NumPy array or a torch tensor, got {type(source).__name__}"
@@ -361,7 +366,7 @@ def _recording(
         shaped = x.reshape(kind.shape)
         return shaped.to(kind.device) if isinstance(kind, Tensor) else shaped.numpy()
 
-    return audio.Recording(samples, sample_rate, ""), restore
+    return ArraySource(samples, sample_rate), restore
 
 
 _DOUBLE = (np.dtype("float64"), torch.float64)

@@ -22,13 +22,16 @@ its treble. A channel without signal stays without.
 
 from __future__ import annotations
 
-__all__ = ["spread_stems"]
+__all__ = ["spread", "spread_stems"]
 
+from collections.abc import Iterable, Iterator
 from math import ceil, log2
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from mgdm_audio.stream import with_context
 
 _SECONDS = 0.04
 """Shortest STFT window; the next power of two is taken."""
@@ -56,36 +59,55 @@ def spread_stems(stems: Tensor, channels: Tensor, sample_rate: int, prior_rate: 
         The stems of every channel, with shape (K, C, T); over K they add up to the channels up to
         the rounding of the transforms.
     """
-    length = channels.shape[-1]
+    both = torch.cat([stems.to(channels), channels])
+    power = float(channels.square().mean())
+    pieces = spread([both], len(stems), channels.shape[-1], power, sample_rate, prior_rate)
+    return torch.cat([piece for piece, _ in pieces], dim=-1)
+
+
+def spread(
+    pieces: Iterable[Tensor],
+    count: int,
+    length: int,
+    power: float,
+    sample_rate: int,
+    prior_rate: int,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same for a signal that comes in pieces, with some seconds in memory at a time.
+
+    Arguments:
+        pieces: stems and channels below one another, each piece with shape (K + C, n).
+        count: number of stems K.
+        length: samples T of the signal.
+        power: mean square of the channels.
+        sample_rate, prior_rate: see :func:`spread_stems`.
+
+    Returns:
+        Pieces of the stems of every channel, with shape (K, C, m), each with the channels (C, m)
+        that they belong to.
+    """
     n_fft = 2 ** ceil(log2(max(8.0, _SECONDS * sample_rate)))
     hop = n_fft // 4
     edge = _CONTEXT * hop
     band = 0.9 * min(prior_rate, sample_rate) / 2
     bins = torch.arange(n_fft // 2 + 1) * (sample_rate / n_fft)
     inside, octave = bins < band, (bins < band) & (bins >= band / 2)
-    window = torch.hann_window(n_fft, dtype=channels.dtype)
-    # Below -120 dB of the mean power of a bin, what remains of a stem is rounding.
-    floor = float(channels.square().mean() * window.square().sum()) * 1e-12
-
-    def transform(x: Tensor) -> Tensor:
-        return torch.stft(
-            x, n_fft, hop, window=window, pad_mode="constant", return_complex=True, center=True
+    for both in with_context(pieces, length, _BLOCK * hop, edge):
+        window = torch.hann_window(n_fft, dtype=both.dtype)
+        # Below -120 dB of the mean power of a bin, what remains of a stem is rounding.
+        floor = power * float(window.square().sum()) * 1e-12
+        part = torch.stft(
+            both, n_fft, hop, window=window, pad_mode="constant", return_complex=True, center=True
         )
-
-    both = F.pad(torch.cat([stems.to(channels), channels]), (edge, edge))
-    out = torch.empty(len(stems), *channels.shape, dtype=channels.dtype)
-    for start in range(0, length, _BLOCK * hop):
-        stop = min(start + _BLOCK * hop, length)
-        part = transform(both[:, start : stop + 2 * edge])
-        s, y = part[: len(stems)], part[len(stems) :]
+        s, y = part[:count], part[count:]
         gains = _gains(s, inside, octave, floor)
         mono = s.sum(0)
         pan = _pan(y, mono, floor)
         x = pan * s[:, None] + gains[:, None] * (y - pan * mono)
-        size = stop - start + 2 * edge
+        size = both.shape[-1]
         wave = torch.istft(x.flatten(0, 1), n_fft, hop, window=window, length=size)
-        out[..., start:stop] = wave[:, edge:-edge].unflatten(0, out.shape[:2])
-    return out
+        inner = slice(edge, size - edge)
+        yield wave[:, inner].unflatten(0, x.shape[:2]), both[count:, inner]
 
 
 def _mean(x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ windows contribute to a sample.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -85,6 +85,11 @@ class WindowPlan:
             fades.append((low, low + self.overlap // 2))
         return fades
 
+    def span(self, index: int) -> tuple[int, int]:
+        """The samples [start, stop) of the signal that a window holds, padding not included."""
+        start = self.starts[index]
+        return start, min(start + self.size, self.length)
+
     def cut(self, x: Tensor, index: int) -> Tensor:
         """One window of a signal.
 
@@ -100,9 +105,8 @@ class WindowPlan:
         """
         if x.shape[-1] != self.length:
             raise ValueError(f"expected {self.length} samples, got shape {tuple(x.shape)}")
-        start = self.starts[index]
-        part = x[..., start : start + self.size]
-        return F.pad(part, (0, self.size - part.shape[-1]))
+        start, stop = self.span(index)
+        return F.pad(x[..., start:stop], (0, self.size - (stop - start)))
 
     def join(self, windows: Iterable[Tensor]) -> Tensor:
         """Puts the windows of a signal together again.
@@ -116,9 +120,12 @@ class WindowPlan:
         Raises:
             ValueError: if there are more or fewer windows than in the plan.
         """
+        return torch.cat(list(self.pieces(windows)), dim=-1)
+
+    def pieces(self, windows: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The same as :meth:`join` in pieces, holding no more than two windows at a time."""
         starts = self.starts
         fades = self.fades()
-        pieces: list[Tensor] = []
         done = 0
         previous: Tensor | None = None
         count = 0
@@ -132,14 +139,14 @@ class WindowPlan:
                 weight = (weight - 0.5) / max(1, high - low)
                 a = previous[..., low - before : high - before]
                 b = piece[..., low - after : high - after]
-                pieces += [previous[..., done - before : low - before], a + weight * (b - a)]
+                yield previous[..., done - before : low - before]
+                yield a + weight * (b - a)
                 done = high
             previous = piece
             count += 1
         if previous is None or count < len(starts):
             raise ValueError(f"expected {len(starts)} windows, got {count}")
-        pieces.append(previous[..., done - starts[-1] : self.length - starts[-1]])
-        return torch.cat(pieces, dim=-1)
+        yield previous[..., done - starts[-1] : self.length - starts[-1]]
 
 
 def window_seed(seed: int, index: int) -> int:

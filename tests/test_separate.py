@@ -9,7 +9,7 @@ import pytest
 import soundfile as sf
 import torch
 
-from mgdm_audio import STEMS, Separator, separate
+from mgdm_audio import STEMS, Separator, song
 from mgdm_audio.audio import AudioError, resample
 from mgdm_audio.metrics import si_sdr_improvement
 from mgdm_audio.samplers.mgdm import MGDM
@@ -115,11 +115,14 @@ def test_batches_give_the_same(prior, music):
         assert np.abs(one.stems[name] - three.stems[name]).max() < 1e-5
 
 
-def test_average_is_the_mean_of_the_samples(prior, music, monkeypatch):
+@pytest.mark.parametrize("seams", ["fade", "condition"])
+def test_average_is_the_mean_of_the_samples(prior, music, monkeypatch, seams):
     # The consistency step depends on the stems' powers; what is left after it is linear.
-    monkeypatch.setattr(separate, "make_consistent", lambda stems, mix: stems)
+    monkeypatch.setattr(
+        song, "consistent", lambda pieces, *_: (piece[:-1].clone() for piece in pieces)
+    )
     mix = music.sum(0)
-    settings = {"window": 16384, "overlap": 4096, **CHEAP}
+    settings = {"window": 16384, "overlap": 4096, "seams": seams, **CHEAP}
     three = Separator(prior, average=3, **settings).separate(mix, 22050, seed=4)
     single = Separator(prior, **settings)
     each = [single.separate(mix, 22050, seed=4 + s) for s in range(3)]
