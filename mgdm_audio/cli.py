@@ -369,6 +369,68 @@ def evaluate(
     click.echo(_json(result.to_dict()) if as_json else result.to_markdown(), nl=as_json)
 
 
+@cli.command("import-checkpoint")
+@click.argument(
+    "files",
+    nargs=-1,
+    required=True,
+    metavar="FILE...",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the model, called like it. By default msdm or isdm in pretrained/.",
+)
+@click.option("--level", type=float, help="RMS of the training mixtures; by default an estimate.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Stored type of the weights; float32 keeps every bit.",
+)
+@click.option("--skip", multiple=True, metavar="NAME", help="Class in FILE to pass over.")
+@click.option("--overwrite", is_flag=True, help="Replace a model that exists.")
+def import_checkpoint(
+    files: tuple[Path, ...],
+    output: Path | None,
+    level: float | None,
+    dtype: str,
+    skip: tuple[str, ...],
+    overwrite: bool,
+) -> None:
+    """Make a model of the published checkpoint FILE of MSDM, without running anything in it.
+
+    Four single-stem FILES (ISDM: bass, drums, guitar, piano, in this order) make one model of
+    independent priors. The model is then used by its name:
+
+    \b
+    mgdm-audio import-checkpoint "avid-darkness-164/epoch=419-valid_loss=0.014.ckpt"
+    mgdm-audio separate song.wav --model msdm --method msdm --preset paper
+    """
+    from mgdm_audio import checkpoint
+
+    try:
+        info, assumed = checkpoint.import_checkpoints(
+            files,
+            output,
+            level=checkpoint.LEVEL if level is None else level,
+            dtype=dtype,
+            skip=skip,
+            overwrite=overwrite,
+        )
+    except (ValueError, OSError) as error:
+        raise click.ClickException(_printable(error)) from error
+    if assumed:
+        click.echo(f"not stated in the file, taken as published: {', '.join(assumed)}", err=True)
+    click.echo(
+        f"{info.name}: {info.parameters / 1e6:.1f} M parameters, SHA-256 {info.sha256}", err=True
+    )
+    click.echo(os.fsencode(info.path))
+
+
 def _json(value: Any) -> str:
     return json.dumps(value, indent=2, allow_nan=False)
 
