@@ -265,9 +265,11 @@ class CountingDenoiser:
     """Passes a denoiser through and counts what was asked of it, per batch item.
 
     Attributes:
-        calls: items that were denoised (a call with B items counts B).
+        calls: items that were denoised (a call with B items counts B), and those that were asked
+            of the regressor beside it, if it has one (see `mgdm_audio.regress`).
         vjps: items for which a gradient was taken through the denoiser.
         lowest_sigma: smallest noise level asked for so far, infinity before the first call.
+        highest_sigma: largest noise level asked for so far, 0 before the first call.
     """
 
     def __init__(self, denoise: Callable[[Tensor, Tensor], Tensor]) -> None:
@@ -275,11 +277,26 @@ class CountingDenoiser:
         self.calls = 0
         self.vjps = 0
         self.lowest_sigma = math.inf
+        self.highest_sigma = 0.0
+
+    @property
+    def regress(self) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+        """The regressor beside the denoiser, counted; None if it has none."""
+        inner = getattr(self.denoise, "regress", None)
+        if inner is None:
+            return None
+
+        def counted(mix: Tensor, stems: Tensor, known: Tensor) -> Tensor:
+            self.calls += mix.shape[0]
+            return inner(mix, stems, known)
+
+        return counted
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """See `Denoiser`."""
         self.calls += x.shape[0]
         self.lowest_sigma = min(self.lowest_sigma, float(sigma.min()))
+        self.highest_sigma = max(self.highest_sigma, float(sigma.max()))
         out = self.denoise(x, sigma)
         if out.requires_grad:
             batch = x.shape[0]

@@ -79,8 +79,6 @@ def excess(case, stems, batch, factor=1.0, draws=BatchDraws, **extra):
     y = torch.full((batch, 1, 1), 1.2, dtype=torch.float64)
     problem = Problem(FaultyMixture(stems, factor), y, 0.0, (batch, stems, 1))
     sampler = samplers.get(name, "paper", **{**GRID, **settings, **extra})
-    if name == "dps":  # its likelihood is differentiated, not corrected
-        object.__setattr__(sampler, "gamma", factor * sampler.gamma)
     x = sampler.sample(prior, problem, draws(1, batch))
     residual = (y - x.sum(1, keepdim=True)).square().mean().sqrt()
     # An orthonormal basis of what the mix does not see.

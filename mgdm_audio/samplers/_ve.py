@@ -1,8 +1,8 @@
-"""What the variance-exploding samplers share: grid, start, moves, and the loop with churn."""
+"""What the variance-exploding samplers share: grid, begin, moves, and the loop with churn."""
 
 from __future__ import annotations
 
-__all__ = ["ChurnSampler", "ask", "check", "descending", "move", "remaining", "start"]
+__all__ = ["ChurnSampler", "ask", "begin", "check", "descending", "move", "remaining", "white"]
 
 import math
 from abc import abstractmethod
@@ -15,17 +15,42 @@ from torch import Tensor
 from mgdm_audio.denoise import Denoiser
 from mgdm_audio.draws import Draws
 from mgdm_audio.noise import bridge_ve, broadcast
-from mgdm_audio.samplers.base import Cost, Problem, Progress, Sampler
+from mgdm_audio.samplers.base import (
+    Cost,
+    DiffusionSampler,
+    Problem,
+    Progress,
+    Start,
+    at_or_below,
+)
 
 
-def descending(sampler: Sampler) -> list[float]:
-    """The sampler's noise levels from the largest down to the smallest, and 0 after them."""
-    return sampler.noise_levels().sigmas.flip(0).tolist()
+def descending(sampler: DiffusionSampler, sigma: float = math.inf, least: int = 1) -> list[float]:
+    """The sampler's noise levels from the largest down to the smallest, and 0 after them.
+
+    Arguments:
+        sampler: whose grid it is.
+        sigma: level of a warm start, which leaves out the levels above it.
+        least: positive levels that a walk needs.
+    """
+    levels = sampler.noise_levels().sigmas.flip(0).tolist()
+    return [*at_or_below(sigma, levels[:-1], float, least), 0.0]
 
 
-def start(draws: Draws, problem: Problem, sigma: float) -> Tensor:
+def white(draws: Draws, problem: Problem, sigma: float) -> Tensor:
     """Noise of standard deviation sigma, (B, K, T)."""
     return sigma * draws.normal(problem.shape).to(problem.y)
+
+
+def begin(
+    sampler: DiffusionSampler, draws: Draws, problem: Problem, start: Start | None, least: int = 1
+) -> tuple[list[float], Tensor]:
+    """The levels to walk, 0 at the end, and the state at the first of them."""
+    if start is None:
+        levels = descending(sampler)
+        return levels, white(draws, problem, levels[0])
+    levels = descending(sampler, start.sigma, least)
+    return levels, start.exploding(draws, levels[0])
 
 
 def ask(denoise: Denoiser, x: Tensor, sigma: float) -> Tensor:
@@ -77,7 +102,7 @@ def check(name: str, value: float, low: float, high: float = math.inf) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChurnSampler(Sampler):
+class ChurnSampler(DiffusionSampler):
     r"""Euler moves down the grid with churn and correction steps (Mariani et al. 2024).
 
     At each level :math:`\sigma_i`, `repetitions` times: noise is added up to
@@ -106,9 +131,20 @@ class ChurnSampler(Sampler):
         check("churn", self.churn, 0)
         check("repetitions", self.repetitions, 1)
 
-    def cost(self) -> Cost:
-        """See `Sampler.cost`."""
-        return Cost(calls=self.levels * self.repetitions * self._calls_of_a_move())
+    def cost(self, sigma: float = math.inf) -> Cost:
+        """See `DiffusionSampler.cost`."""
+        levels = len(descending(self, sigma)) - 1
+        return Cost(calls=levels * self.repetitions * self._calls_of_a_move())
+
+    def noise_range(self, sigma: float = math.inf) -> tuple[float, float]:
+        """See `DiffusionSampler.noise_range`; the churn goes above the grid."""
+        levels = descending(self, sigma)
+        return levels[-2] * self._growth, levels[0] * self._growth
+
+    @property
+    def _growth(self) -> float:
+        """Factor by which churn raises a level."""
+        return 1 + min(self.churn / self.levels, math.sqrt(2) - 1)
 
     def _calls_of_a_move(self) -> int:
         return 1
@@ -124,19 +160,22 @@ class ChurnSampler(Sampler):
         """The state, perhaps corrected, and the slope d at it."""
 
     def _sample(
-        self, denoise: Denoiser, problem: Problem, draws: Draws, progress: Progress
+        self,
+        denoise: Denoiser,
+        problem: Problem,
+        draws: Draws,
+        progress: Progress,
+        start: Start | None = None,
     ) -> Tensor:
         prior = self._prior(denoise, problem, draws)
-        growth = 1 + min(self.churn / self.levels, math.sqrt(2) - 1)
-        levels = descending(self)
-        x = start(draws, problem, levels[0])
+        levels, x = begin(self, draws, problem, start)
         for sigma, lower in pairwise(levels):
             for repetition in range(self.repetitions):
-                raised = sigma * growth
-                x = x + start(draws, problem, math.sqrt(raised**2 - sigma**2))
+                raised = sigma * self._growth
+                x = x + white(draws, problem, math.sqrt(raised**2 - sigma**2))
                 x, slope = self._slope(prior, problem, x, raised)
                 x = x + (lower - raised) * slope
                 if repetition + 1 < self.repetitions:
-                    x = x + start(draws, problem, math.sqrt(sigma**2 - lower**2))
+                    x = x + white(draws, problem, math.sqrt(sigma**2 - lower**2))
                 progress.advance(self._calls_of_a_move())
         return x

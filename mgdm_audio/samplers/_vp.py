@@ -1,22 +1,24 @@
-"""What the variance-preserving samplers share: their grid, their start and their moves."""
+"""What the variance-preserving samplers share: their grid, their beginning, their moves, Adam."""
 
 from __future__ import annotations
 
-__all__ = ["Adam", "GridSampler", "move", "start"]
+__all__ = ["Adam", "GridSampler", "denoise_and_pull", "move", "noise_at_the_top"]
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from mgdm_audio.denoise import Denoiser, denoise_vp
 from mgdm_audio.draws import Draws
 from mgdm_audio.noise import NoiseLevels, broadcast
-from mgdm_audio.samplers.base import Problem, Sampler
+from mgdm_audio.samplers.base import DiffusionSampler, Problem, Start, at_or_below
 
 
 @dataclass(frozen=True, kw_only=True)
-class GridSampler(Sampler):
+class GridSampler(DiffusionSampler):
     """A sampler that walks once down a grid of variance-preserving levels.
 
     Arguments:
@@ -39,25 +41,88 @@ class GridSampler(Sampler):
                 "lower `steps` or raise `levels`"
             )
 
-    def _moves(self, levels: NoiseLevels) -> list[tuple[int, int]]:
-        """Moves (t, t') from the top of the grid down to its first positive index."""
-        grid = levels.subgrid(self.steps)[:0:-1]
-        return list(pairwise(grid))
+    def grid(self, sigma: float = math.inf) -> list[int]:
+        """Indices of the walk, descending: the denoiser is asked at each; index 0 is left out.
+
+        Arguments:
+            sigma: level of a warm start, which leaves out the indices above it.
+
+        Raises:
+            ValueError: if fewer than two are left.
+        """
+        levels = self.noise_levels()
+        indices = levels.subgrid(self.steps)[:0:-1]
+        return at_or_below(sigma, indices, lambda t: float(levels.sigma(t)), 2)
+
+    def noise_range(self, sigma: float = math.inf) -> tuple[float, float]:
+        """See `DiffusionSampler.noise_range`."""
+        levels, grid = self.noise_levels(), self.grid(sigma)
+        return float(levels.sigma(grid[-1])), float(levels.sigma(grid[0]))
+
+    def _begin(
+        self, draws: Draws, problem: Problem, levels: NoiseLevels, start: Start | None
+    ) -> tuple[list[int], Tensor]:
+        """The walk and the state that it begins with."""
+        if start is None:
+            # The noise is that of the topmost level, one index above the first call.
+            return self.grid(), noise_at_the_top(draws, problem, levels)
+        grid = self.grid(start.sigma)
+        return grid, start.preserving(draws, float(levels.sigma(grid[0])))
 
 
-def start(draws: Draws, problem: Problem, levels: NoiseLevels) -> Tensor:
+def noise_at_the_top(draws: Draws, problem: Problem, levels: NoiseLevels) -> Tensor:
     """Noise of the standard deviation that the topmost level leaves to noise, (B, K, T)."""
     z = draws.normal(problem.shape).to(problem.y)
     return broadcast(levels.one_minus_alpha_bar(len(levels) - 1).sqrt(), z) * z
 
 
+def denoise_and_pull(
+    denoise: Denoiser,
+    levels: NoiseLevels,
+    t: int,
+    x: Tensor,
+    pull: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Clean estimate D_t(x), and the gradient in x of its inner product with a pull.
+
+    Arguments:
+        denoise: the prior.
+        levels: the grid.
+        t: index of the state.
+        x: the state, (B, K, T).
+        pull: from the estimate to the direction v, (B, K, T); it is held constant.
+
+    Returns:
+        The estimate and J^T v, J the derivative of the estimate, without a graph.
+    """
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        clean = denoise_vp(denoise, leaf, t, levels)
+    mean = clean.detach()
+    (slope,) = torch.autograd.grad(clean, leaf, grad_outputs=pull(mean))
+    return mean, slope
+
+
 def move(
-    draws: Draws, coefficients: tuple[Tensor, Tensor, Tensor], cleaner: Tensor, noisier: Tensor
+    draws: Draws,
+    coefficients: tuple[Tensor, Tensor, Tensor],
+    cleaner: Tensor,
+    noisier: Tensor,
+    items: list[int] | None = None,
 ) -> Tensor:
-    """c_s x_s + c_u x_u + std z of a bridge; the normal is drawn also where std is 0."""
+    """c_s x_s + c_u x_u + std z of a bridge; the normal is drawn also where std is 0.
+
+    Arguments:
+        draws: where z comes from.
+        coefficients: c_s, c_u and std, each scalar or one for each item.
+        cleaner: x_s, (B, K, T).
+        noisier: x_u.
+        items: the batch items that these are, if not all.
+    """
     c_s, c_u, std = (broadcast(c, cleaner) for c in coefficients)
-    z = draws.normal(tuple(cleaner.shape)).to(cleaner)
-    return c_s * cleaner + c_u * noisier + std * z
+    shape = tuple(cleaner.shape)
+    z = draws.normal(shape) if items is None else draws.normal(shape, items)
+    return c_s * cleaner + c_u * noisier + std * z.to(cleaner)
 
 
 class Adam:
@@ -65,25 +130,24 @@ class Adam:
 
     Arguments:
         like: a tensor of the shape, type and device of the value that is moved.
-        rate: step size, in units of the value.
         betas: forgetting factors of the first and second moment.
         eps: added to the scale, in units of the slope.
     """
 
     def __init__(
-        self, like: Tensor, rate: float, betas: tuple[float, float], eps: float = 1e-8
+        self, like: Tensor, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
     ) -> None:
-        self.rate, self.betas, self.eps = rate, betas, eps
+        self.betas, self.eps = betas, eps
         self.first = torch.zeros_like(like)
         self.second = torch.zeros_like(like)
         self.count = 0
 
-    def step(self, value: Tensor, slope: Tensor) -> Tensor:
-        """`value` after one descent step."""
+    def step(self, value: Tensor, slope: Tensor, rate: float | Tensor) -> Tensor:
+        """`value` after one descent step of size `rate`, in units of the value."""
         self.count += 1
         b_1, b_2 = self.betas
         self.first = b_1 * self.first + (1 - b_1) * slope
         self.second = b_2 * self.second + (1 - b_2) * slope**2
         mean = self.first / (1 - b_1**self.count)
         scale = (self.second / (1 - b_2**self.count)).sqrt()
-        return value - self.rate * mean / (scale + self.eps)
+        return value - rate * mean / (scale + self.eps)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["Callback", "Cost", "Problem", "Progress", "Sampler"]
+__all__ = ["Callback", "Cost", "DiffusionSampler", "Problem", "Progress", "Sampler", "Start"]
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from mgdm_audio.operators import LinearOperator
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+Level = TypeVar("Level", int, float)
 
 Callback = Callable[[int, int], None]
 """Progress report (done, total) in planned denoiser calls; raising in it cancels the run."""
@@ -79,6 +82,55 @@ class Problem:
             raise ValueError(f"got sigma_y = {self.sigma_y}, expected finite numbers >= 0")
 
 
+@dataclass(frozen=True, eq=False)
+class Start:
+    r"""Where a warm start begins: at a low noise level, from an estimate of the stems.
+
+    A sampler begins at the highest level of its grid that is not above :math:`\sigma`, with the
+    estimate plus noise of that level. The grid below is walked as it always is.
+
+    Arguments:
+        estimate: clean stems, (B, K, T).
+        sigma: the level, in units of the signal.
+    """
+
+    estimate: Tensor
+    sigma: float
+
+    def exploding(self, draws: Draws, sigma: float) -> Tensor:
+        """The state at level sigma in the VE view."""
+        return self.estimate + sigma * draws.normal(tuple(self.estimate.shape)).to(self.estimate)
+
+    def preserving(self, draws: Draws, sigma: float) -> Tensor:
+        """The state at level sigma in the VP view."""
+        return self.exploding(draws, sigma) / math.sqrt(1 + sigma**2)
+
+
+def at_or_below(
+    sigma: float, levels: Sequence[Level], level: Callable[[Level], float], least: int
+) -> list[Level]:
+    """The part of a descending grid that a warm start walks.
+
+    Arguments:
+        sigma: the level to start at; infinity for the whole grid.
+        levels: grid points, in the order in which they are walked.
+        level: noise level of a point.
+        least: points that a walk needs.
+
+    Raises:
+        ValueError: if fewer are left.
+    """
+    # A level of the grid that was written down in decimals is that level.
+    left = [t for t in levels if level(t) <= sigma * (1 + 1e-9)]
+    if len(left) < least:
+        lowest = level(levels[-least]) if len(levels) >= least else math.nan
+        raise ValueError(
+            f"got a warm start at noise level {sigma:g}, expected at least {lowest:g}, below which "
+            "too little of the sampler's grid is left; raise it, or take more steps"
+        )
+    return left
+
+
 class Progress:
     """Counts planned denoiser calls and reports them, never backwards and never past the total.
 
@@ -91,14 +143,20 @@ class Progress:
         self._callback = callback
         self.total = total
         self.done = 0
+        self._before = 0
+
+    def next_part(self, calls: int) -> None:
+        """A first sampler has ended, `calls` of the plan were its; another one takes over."""
+        self.reach(calls)
+        self._before += calls
 
     def advance(self, calls: int = 1) -> None:
         """`calls` more were made."""
-        self.reach(self.done + calls)
+        self.reach(self.done - self._before + calls)
 
     def reach(self, done: int) -> None:
-        """The plan is fulfilled up to `done` calls, whether or not all had to be made."""
-        self.done = min(max(self.done, done), self.total)
+        """This part is fulfilled up to `done` calls, whether or not all had to be made."""
+        self.done = min(max(self.done, self._before + done), self.total)
         if self._callback is not None:
             self._callback(self.done, self.total)
 
@@ -111,31 +169,20 @@ class Sampler(ABC):
     `PRESETS`, and implements `cost` and `_sample`; `sample` is the public entry, which guards
     what all share: no gradient graph outside a step, no state shared between batch items, no
     global randomness, a finite result.
-
-    Arguments:
-        levels: number of positive noise levels of the grid.
-        sigma_min: smallest of them, in units of the signal; the denoiser is never asked below.
-        sigma_max: largest of them.
-        rho: exponent of the Karras grid.
-
-    Raises:
-        ValueError: if a setting is out of range, naming it.
     """
 
     name: ClassVar[str]
     PRESETS: ClassVar[dict[str, Self]]
 
-    levels: int = 1000
-    sigma_min: float = 5e-4
-    sigma_max: float = 20.0
-    rho: float = 3.0
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What the sampler asks: "prior" (it is given a `Denoiser`), "regressor" (it is given a
+        `WithRegressor`), or both (a `WithRegressor` that has a prior)."""
+        return ("prior",)
 
-    def __post_init__(self) -> None:
-        self.noise_levels()  # raises where the grid fields do not make a grid
-
-    def noise_levels(self) -> NoiseLevels:
-        """The ascending grid of the settings, index 0 clean; see `NoiseLevels.karras`."""
-        return NoiseLevels.karras(self.levels, self.sigma_min, self.sigma_max, self.rho)
+    def noise_range(self) -> tuple[float, float] | None:
+        """Lowest and highest noise level at which the prior is asked; None if it never is."""
+        return None
 
     @abstractmethod
     def cost(self) -> Cost:
@@ -151,7 +198,7 @@ class Sampler(ABC):
         """Draw stems from the posterior, one sample for each batch item.
 
         Arguments:
-            denoise: the prior.
+            denoise: the prior, or what else the sampler `needs`.
             problem: the observation.
             draws: randomness, one stream per item, in the type and on the device of ``problem.y``.
             callback: progress in planned calls, see `Callback`.
@@ -183,3 +230,59 @@ class Sampler(ABC):
         self, denoise: Denoiser, problem: Problem, draws: Draws, progress: Progress
     ) -> Tensor:
         """The method itself; gradients are off and are switched on only where one is taken."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionSampler(Sampler):
+    """A sampler that goes down a grid of noise levels, from any level of it.
+
+    A subclass implements `cost`, `noise_range` and `_sample`, each for the whole grid and for
+    what a warm start leaves of it.
+
+    Arguments:
+        levels: number of positive noise levels of the grid.
+        sigma_min: smallest of them, in units of the signal; the denoiser is never asked below.
+        sigma_max: largest of them.
+        rho: exponent of the Karras grid.
+
+    Raises:
+        ValueError: if a setting is out of range, naming it.
+    """
+
+    levels: int = 1000
+    sigma_min: float = 5e-4
+    sigma_max: float = 20.0
+    rho: float = 3.0
+
+    def __post_init__(self) -> None:
+        self.noise_levels()  # raises where the grid fields do not make a grid
+
+    def noise_levels(self) -> NoiseLevels:
+        """The ascending grid of the settings, index 0 clean; see `NoiseLevels.karras`."""
+        return NoiseLevels.karras(self.levels, self.sigma_min, self.sigma_max, self.rho)
+
+    @abstractmethod
+    def cost(self, sigma: float = math.inf) -> Cost:
+        """See `Sampler.cost`.
+
+        Arguments:
+            sigma: level of a warm start, infinity for none.
+
+        Raises:
+            ValueError: if there is too little of the grid at and below it.
+        """
+
+    @abstractmethod
+    def noise_range(self, sigma: float = math.inf) -> tuple[float, float]:
+        """See `Sampler.noise_range`; `sigma` as in `cost`."""
+
+    @abstractmethod
+    def _sample(
+        self,
+        denoise: Denoiser,
+        problem: Problem,
+        draws: Draws,
+        progress: Progress,
+        start: Start | None = None,
+    ) -> Tensor:
+        """See `Sampler._sample`; from the top of the grid, or from a `Start`."""

@@ -30,8 +30,8 @@ from torch import Tensor
 from mgdm_audio.denoise import Denoiser
 from mgdm_audio.draws import Draws
 from mgdm_audio.noise import karras_sigmas
-from mgdm_audio.samplers._ve import ask, check, descending, remaining, start
-from mgdm_audio.samplers.base import Cost, Problem, Progress, Sampler
+from mgdm_audio.samplers._ve import ask, begin, check, descending, remaining, white
+from mgdm_audio.samplers.base import Cost, DiffusionSampler, Problem, Progress, Start
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -40,7 +40,7 @@ LOCALS = ("gaussian", "langevin")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DAPS(Sampler):
+class DAPS(DiffusionSampler):
     r"""The sampler and its settings.
 
     Arguments:
@@ -93,12 +93,22 @@ class DAPS(Sampler):
         check("langevin_rate", self.langevin_rate, 0)
         check("langevin_ratio", self.langevin_ratio, 1e-12, 1)
 
-    def cost(self) -> Cost:
-        """See `Sampler.cost`."""
-        return Cost(calls=self.levels * self.ode_steps)
+    def cost(self, sigma: float = math.inf) -> Cost:
+        """See `DiffusionSampler.cost`."""
+        return Cost(calls=(len(descending(self, sigma)) - 1) * self.ode_steps)
+
+    def noise_range(self, sigma: float = math.inf) -> tuple[float, float]:
+        """See `DiffusionSampler.noise_range`."""
+        levels = descending(self, sigma)
+        return levels[-2] if self.ode_steps == 1 else self.ode_sigma_min, levels[0]
 
     def _sample(
-        self, denoise: Denoiser, problem: Problem, draws: Draws, progress: Progress
+        self,
+        denoise: Denoiser,
+        problem: Problem,
+        draws: Draws,
+        progress: Progress,
+        start: Start | None = None,
     ) -> Tensor:
         width = problem.sigma_y if self.tau is None else self.tau
         if self.local == "langevin" and not bool((torch.as_tensor(width) > 0).all()):
@@ -106,16 +116,16 @@ class DAPS(Sampler):
                 "local = 'langevin' needs a positive width of the likelihood and the observation "
                 "is exact; set `tau`, or use local = 'gaussian'"
             )
-        levels = descending(self)
-        x = start(draws, problem, levels[0])
-        for i, (sigma, lower) in enumerate(pairwise(levels)):
+        levels, x = begin(self, draws, problem, start)
+        skipped = self.levels - (len(levels) - 1)
+        for i, (sigma, lower) in enumerate(pairwise(levels), skipped):
             clean = self._flow(denoise, progress, x, sigma)
             if self.local == "langevin":
                 v = self._langevin(problem, draws, clean, sigma, width, i)
             else:
                 variance = remaining(sigma, self.prior_std) ** 2
                 v = problem.operator.posterior_sample(clean, variance, problem.y, width, draws)
-            x = v + start(draws, problem, lower)
+            x = v + white(draws, problem, lower)
         return x
 
     def _flow(self, denoise: Denoiser, progress: Progress, x: Tensor, sigma: float) -> Tensor:
@@ -144,7 +154,7 @@ class DAPS(Sampler):
         v = clean
         for _ in range(self.langevin_steps):
             pull = operator.adjoint((problem.y - operator.forward(v)) / tau**2)
-            v = v + h * (pull - (v - clean) / sigma**2) + start(draws, problem, math.sqrt(2 * h))
+            v = v + h * (pull - (v - clean) / sigma**2) + white(draws, problem, math.sqrt(2 * h))
         return v
 
 

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 __all__ = ["DDNM"]
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -40,8 +41,8 @@ from torch import Tensor
 from mgdm_audio.denoise import Denoiser, denoise_vp
 from mgdm_audio.draws import Draws
 from mgdm_audio.noise import NoiseLevels, broadcast
-from mgdm_audio.samplers._vp import GridSampler, start
-from mgdm_audio.samplers.base import Cost, Problem, Progress
+from mgdm_audio.samplers._vp import GridSampler, noise_at_the_top
+from mgdm_audio.samplers.base import Cost, Problem, Progress, Start, at_or_below
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -75,22 +76,36 @@ class DDNM(GridSampler):
         if not 0 <= self.eta <= 1:
             raise ValueError(f"got eta = {self.eta}, expected a number in [0, 1]")
 
-    def cost(self) -> Cost:
-        """See `Sampler.cost`."""
-        return Cost(calls=self.steps - 1)
+    def cost(self, sigma: float = math.inf) -> Cost:
+        """See `DiffusionSampler.cost`."""
+        return Cost(calls=len(self.grid(sigma)))
+
+    def grid(self, sigma: float = math.inf) -> list[int]:
+        """See `GridSampler.grid`; of the authors' grid, a state is one index above its call."""
+        levels = self.noise_levels()
+        if not self.published_grid:
+            return super().grid(sigma)
+        stride = len(levels) // self.steps
+        indices = [j * stride for j in range(self.steps - 1, 0, -1)]
+        return at_or_below(sigma, indices, lambda t: float(levels.sigma(t + 1)), 1)
 
     def _sample(
-        self, denoise: Denoiser, problem: Problem, draws: Draws, progress: Progress
+        self,
+        denoise: Denoiser,
+        problem: Problem,
+        draws: Draws,
+        progress: Progress,
+        start: Start | None = None,
     ) -> Tensor:
         sigma_y = _single_level(problem)
         levels = self.noise_levels()
-        x = start(draws, problem, levels)
-        if self.published_grid:
-            stride = len(levels) // self.steps
-            grid, shift = [j * stride for j in reversed(range(self.steps))], 1
+        shift = int(self.published_grid)
+        if start is None:
+            grid, x = self.grid(), noise_at_the_top(draws, problem, levels)
         else:
-            grid, shift = levels.subgrid(self.steps)[::-1], 0
-        for t, lower in pairwise(grid):
+            grid = self.grid(start.sigma)
+            x = start.preserving(draws, float(levels.sigma(grid[0] + shift)))
+        for t, lower in pairwise([*grid, 0]):
             clean, noise = self._estimate(denoise, levels, t, shift, x)
             z = draws.normal(problem.shape).to(x)
             if lower + shift:

@@ -24,7 +24,9 @@ from __future__ import annotations
 
 __all__ = ["DiffPIR"]
 
+import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
@@ -33,7 +35,7 @@ from mgdm_audio.denoise import Denoiser, denoise_vp
 from mgdm_audio.draws import Draws
 from mgdm_audio.noise import broadcast
 from mgdm_audio.samplers._vp import GridSampler
-from mgdm_audio.samplers.base import Cost, Problem, Progress
+from mgdm_audio.samplers.base import Cost, Problem, Progress, Start
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -70,12 +72,23 @@ class DiffPIR(GridSampler):
         if not 0 <= self.zeta <= 1:
             raise ValueError(f"got zeta = {self.zeta}, expected a number in [0, 1]")
 
-    def cost(self) -> Cost:
-        """See `Sampler.cost`."""
-        return Cost(calls=self.steps - 2 + self.finish)
+    def cost(self, sigma: float = math.inf) -> Cost:
+        """See `DiffusionSampler.cost`."""
+        return Cost(calls=len(self.grid(sigma)) - 1 + self.finish)
+
+    def noise_range(self, sigma: float = math.inf) -> tuple[float, float]:
+        """See `DiffusionSampler.noise_range`."""
+        levels, grid = self.noise_levels(), self.grid(sigma)
+        last = grid[-1] if self.finish else grid[-2]
+        return float(levels.sigma(last)), float(levels.sigma(grid[0]))
 
     def _sample(
-        self, denoise: Denoiser, problem: Problem, draws: Draws, progress: Progress
+        self,
+        denoise: Denoiser,
+        problem: Problem,
+        draws: Draws,
+        progress: Progress,
+        start: Start | None = None,
     ) -> Tensor:
         levels = self.noise_levels()
 
@@ -84,10 +97,12 @@ class DiffPIR(GridSampler):
             width = float(levels.sigma(t)) / self.pull**0.5
             return problem.operator.proximal(clean, problem.y, problem.sigma_y, width)
 
-        # At the top the signal is drowned: the authors begin with noise of unit deviation.
-        x = draws.normal(problem.shape).to(problem.y)
-        moves = self._moves(levels)
-        for t, lower in moves:
+        if start is None:
+            # At the top the signal is drowned: the authors begin with noise of unit deviation.
+            grid, x = self.grid(), draws.normal(problem.shape).to(problem.y)
+        else:
+            grid, x = self._begin(draws, problem, levels, start)
+        for t, lower in pairwise(grid):
             clean = corrected(x, t)
             scale, std = (
                 broadcast(c.sqrt(), x) for c in (levels.alpha_bar(t), levels.one_minus_alpha_bar(t))
@@ -100,7 +115,7 @@ class DiffPIR(GridSampler):
             )
             x = scale * clean + std * ((1 - self.zeta) ** 0.5 * noise + self.zeta**0.5 * z)
             progress.advance()
-        return corrected(x, moves[-1][1]) if self.finish else x
+        return corrected(x, grid[-1]) if self.finish else x
 
 
 DiffPIR.PRESETS = {

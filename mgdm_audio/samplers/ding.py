@@ -29,8 +29,8 @@ from torch import Tensor
 
 from mgdm_audio.denoise import Denoiser
 from mgdm_audio.draws import Draws
-from mgdm_audio.samplers._ve import ask, check, descending, start
-from mgdm_audio.samplers.base import Cost, Problem, Progress, Sampler
+from mgdm_audio.samplers._ve import ask, begin, check, descending, white
+from mgdm_audio.samplers.base import Cost, DiffusionSampler, Problem, Progress, Start
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -39,7 +39,7 @@ SPREADS = ("bridge", "published")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DING(Sampler):
+class DING(DiffusionSampler):
     r"""The sampler and its settings.
 
     Arguments:
@@ -73,9 +73,15 @@ class DING(Sampler):
             raise ValueError(f"got spread = '{self.spread}', expected one of {', '.join(SPREADS)}")
         check("eta", self.eta, 0, 1)
 
-    def cost(self) -> Cost:
-        """See `Sampler.cost`."""
-        return Cost(calls=self.levels if self.delayed else 2 * self.levels - 1)
+    def cost(self, sigma: float = math.inf) -> Cost:
+        """See `DiffusionSampler.cost`."""
+        levels = len(descending(self, sigma)) - 1
+        return Cost(calls=levels if self.delayed else 2 * levels - 1)
+
+    def noise_range(self, sigma: float = math.inf) -> tuple[float, float]:
+        """See `DiffusionSampler.noise_range`."""
+        levels = descending(self, sigma)
+        return levels[-2], levels[0]
 
     def _width(self, sigma: float, lower: float) -> float:
         """Standard deviation of the prior move."""
@@ -84,11 +90,16 @@ class DING(Sampler):
         return self.eta * lower * math.sqrt(1 - (lower / sigma) ** 2)
 
     def _sample(
-        self, denoise: Denoiser, problem: Problem, draws: Draws, progress: Progress
+        self,
+        denoise: Denoiser,
+        problem: Problem,
+        draws: Draws,
+        progress: Progress,
+        start: Start | None = None,
     ) -> Tensor:
         operator, y = problem.operator, problem.y
-        levels = descending(self)[:-1]
-        x = start(draws, problem, levels[0])
+        levels, x = begin(self, draws, problem, start)
+        levels.pop()  # the 0
         for sigma, lower in pairwise(levels):
             clean = ask(denoise, x, sigma)
             progress.advance()
@@ -96,7 +107,7 @@ class DING(Sampler):
             width = self._width(sigma, lower)
             mean = clean + math.sqrt(lower**2 - width**2) * noise
             if not self.delayed:
-                trial = mean + start(draws, problem, width)
+                trial = mean + white(draws, problem, width)
                 noise = (trial - ask(denoise, trial, lower)) / lower
                 progress.advance()
             seen = y + lower * operator.forward(noise)

@@ -19,7 +19,9 @@ from __future__ import annotations
 
 __all__ = ["DPS"]
 
+import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -28,8 +30,8 @@ from torch import Tensor
 from mgdm_audio.denoise import Denoiser, denoise_vp
 from mgdm_audio.draws import Draws
 from mgdm_audio.noise import NoiseLevels, bridge
-from mgdm_audio.samplers._vp import GridSampler, move, start
-from mgdm_audio.samplers.base import Cost, Problem, Progress
+from mgdm_audio.samplers._vp import GridSampler, denoise_and_pull, move
+from mgdm_audio.samplers.base import Cost, Problem, Progress, Start
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -70,37 +72,45 @@ class DPS(GridSampler):
                 f"got normalise = '{self.normalise}', expected one of {', '.join(NORMALISATIONS)}"
             )
 
-    def cost(self) -> Cost:
-        """See `Sampler.cost`."""
-        return Cost(calls=self.steps - 1, vjps=self.steps - 2)
+    def cost(self, sigma: float = math.inf) -> Cost:
+        """See `DiffusionSampler.cost`."""
+        calls = len(self.grid(sigma))
+        return Cost(calls=calls, vjps=calls - 1)
 
     def _sample(
-        self, denoise: Denoiser, problem: Problem, draws: Draws, progress: Progress
+        self,
+        denoise: Denoiser,
+        problem: Problem,
+        draws: Draws,
+        progress: Progress,
+        start: Start | None = None,
     ) -> Tensor:
         levels = self.noise_levels()
-        x = start(draws, problem, levels)
-        moves = self._moves(levels)
-        for t, lower in moves:
+        grid, x = self._begin(draws, problem, levels, start)
+        for t, lower in pairwise(grid):
             clean, slope = self._guide(denoise, problem, levels, t, x)
             x = move(draws, bridge(levels, 0, lower, t, self.eta), clean, x) - self.gamma * slope
             progress.advance()
-        return denoise_vp(denoise, x, moves[-1][1], levels)
+        return denoise_vp(denoise, x, grid[-1], levels)
 
     def _guide(
         self, denoise: Denoiser, problem: Problem, levels: NoiseLevels, t: int, x: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Clean estimate, and the gradient of |r|^2 divided by the size of r, item by item."""
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_()
-            clean = denoise_vp(denoise, leaf, t, levels)
-            residual = problem.y - problem.operator.forward(clean)
-            (slope,) = torch.autograd.grad((residual**2).sum(), leaf)
-        size = residual.detach().flatten(1).norm(dim=1)
+        operator = problem.operator
+
+        def pull(clean: Tensor) -> Tensor:
+            # -A^T r, half the gradient of |r|^2 in the estimate.
+            return -operator.adjoint(problem.y - operator.forward(clean))
+
+        clean, slope = denoise_and_pull(denoise, levels, t, x, pull)
+        residual = problem.y - operator.forward(clean)
+        size = residual.flatten(1).norm(dim=1)
         if self.normalise == "rms":
             size = size / residual[0].numel() ** 0.5
         # An item that explains its observation already has no slope, and no size to divide by.
         size = torch.where(size > 0, size, 1)
-        return clean.detach(), slope / size[:, None, None]
+        return clean, 2 * slope / size[:, None, None]
 
 
 DPS.PRESETS = {

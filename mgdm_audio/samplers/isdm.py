@@ -14,6 +14,7 @@ from __future__ import annotations
 
 __all__ = ["ISDM"]
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -74,6 +75,13 @@ class ISDM(ChurnSampler):
         check("gamma", self.gamma, 1e-3)
         check("stems", self.stems, 1)
         check("marginal_sigma", self.marginal_sigma, self.sigma_min)
+
+    def noise_range(self, sigma: float = math.inf) -> tuple[float, float]:
+        """See `DiffusionSampler.noise_range`."""
+        low, high = super().noise_range(sigma)
+        if self.priors == "marginal":
+            return min(low, self.marginal_sigma), max(high, self.marginal_sigma)
+        return low, high
 
     def _calls_of_a_move(self) -> int:
         return self.stems if self.priors == "marginal" else 1

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 __all__ = ["MGDM", "Breakpoints"]
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -29,7 +30,15 @@ from torch import Tensor
 from mgdm_audio.denoise import Denoiser, denoise_vp
 from mgdm_audio.draws import Draws
 from mgdm_audio.noise import NoiseLevels, bridge, broadcast, forward, int_linspace
-from mgdm_audio.samplers.base import Cost, Problem, Progress, Sampler
+from mgdm_audio.samplers._vp import Adam, move, noise_at_the_top
+from mgdm_audio.samplers.base import (
+    Cost,
+    DiffusionSampler,
+    Problem,
+    Progress,
+    Start,
+    at_or_below,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -41,11 +50,9 @@ Breakpoints = tuple[tuple[int, Number], ...]
 INDEX_LAWS = ("uniform", "mix", "zero", "deterministic", "mix-det", "midpoint")
 NOISINGS = ("bridge", "forward")
 
-BETA_1, BETA_2, ADAM_EPS = 0.9, 0.999, 1e-8
-
 
 @dataclass(frozen=True, kw_only=True)
-class MGDM(Sampler):
+class MGDM(DiffusionSampler):
     r"""The sampler and its settings.
 
     The `steps` grid points run down from the largest level; three consecutive ones
@@ -154,50 +161,79 @@ class MGDM(Sampler):
             return t // 2, t // 2
         return t_prev, t_prev
 
-    def cost(self) -> Cost:
+    def cost(self, sigma: float = math.inf) -> Cost:
         """See `Sampler.cost`; exact unless a drawn index is below `denoising_steps` - 1."""
-        after = self._planned_calls()
+        first = self._first_step(sigma)
         vjps = sum(
-            self.repetitions * _at(self.gradient_steps, idx) for idx in range(self.outer_steps)
+            self.repetitions * _at(self.gradient_steps, idx)
+            for idx in range(first, self.outer_steps)
         )
-        return Cost(calls=after[-1], vjps=vjps)
+        return Cost(calls=self._planned_calls(sigma)[-1], vjps=vjps)
 
-    def _planned_calls(self) -> list[int]:
-        """Calls after the start and after each outer step."""
-        done = [1]
-        for idx in range(self.outer_steps):
+    def noise_range(self, sigma: float = math.inf) -> tuple[float, float]:
+        """See `DiffusionSampler.noise_range`."""
+        first = self._first_step(sigma)
+        ranges = [self.index_range(idx) for idx in range(first, self.outer_steps)]
+        low = min(low for low, _ in ranges)
+        if self.denoising_steps > 2:
+            low = int_linspace(low, min(self.denoising_steps, low + 1))[1]
+        high = max(high for _, high in ranges)
+        levels = self.noise_levels()
+        if sigma == math.inf:
+            high = levels.subgrid(self.steps)[-1]
+        return float(levels.sigma(low)), float(levels.sigma(high))
+
+    def _first_step(self, sigma: float) -> int:
+        """Outer step that a warm start at level sigma begins with, the first one for infinity."""
+        levels = self.noise_levels()
+        # The noisier ends of the outer steps.
+        ends = levels.subgrid(self.steps)[:2:-1]
+        return len(ends) - len(at_or_below(sigma, ends, lambda t: float(levels.sigma(t)), 1))
+
+    def _planned_calls(self, sigma: float) -> list[int]:
+        """Calls after the beginning and after each outer step."""
+        done = [1 if sigma == math.inf else 0]
+        for idx in range(self._first_step(sigma), self.outer_steps):
             chain = max(min(self.denoising_steps, self.index_range(idx)[1] + 1) - 1, 1)
             done.append(done[-1] + self.repetitions * (_at(self.gradient_steps, idx) + chain))
         return done
 
     def _sample(
-        self, denoise: Denoiser, problem: Problem, draws: Draws, progress: Progress
+        self,
+        denoise: Denoiser,
+        problem: Problem,
+        draws: Draws,
+        progress: Progress,
+        start: Start | None = None,
     ) -> Tensor:
         levels = self.noise_levels()
         grid = levels.subgrid(self.steps)
-        plan = self._planned_calls()
-        top = len(levels) - 1
-        z = draws.normal(problem.shape)
-        x = broadcast(levels.one_minus_alpha_bar(top).sqrt(), z) * z
-        x0 = denoise_vp(denoise, x, grid[-1], levels)
+        sigma = math.inf if start is None else start.sigma
+        first, plan = self._first_step(sigma), self._planned_calls(sigma)
+        if start is None:
+            x = noise_at_the_top(draws, problem, levels)
+            x0 = denoise_vp(denoise, x, grid[-1], levels)
+        else:
+            x = start.preserving(draws, float(levels.sigma(grid[-1 - first])))
+            x0 = start.estimate
         progress.reach(plan[0])
-        for idx in range(self.outer_steps):
+        for idx in range(first, self.outer_steps):
             t_next, t = grid[-1 - idx], grid[-2 - idx]
             low, high = self.index_range(idx)
             ell = torch.full((problem.shape[0],), low)
             if self._draws_index(idx):
                 ell = draws.integers(low, high + 1)
             x_next = x
-            x = _move(draws, bridge(levels, 0, t, t_next, self.eta), x0, x_next)
+            x = move(draws, bridge(levels, 0, t, t_next, self.eta), x0, x_next)
             for _ in range(self.repetitions):
                 x_ell = self._guide(denoise, problem, draws, progress, levels, idx, (ell, t), x0, x)
                 x0 = self._denoise_down(denoise, draws, progress, levels, ell, x_ell)
                 if self.noising == "bridge":
-                    x = _move(draws, bridge(levels, ell, t, t_next), x_ell, x_next)
+                    x = move(draws, bridge(levels, ell, t, t_next), x_ell, x_next)
                 else:
                     scale, std = forward(levels, ell, t)
-                    x = _move(draws, (scale, torch.zeros_like(scale), std), x_ell, x_ell)
-            progress.reach(plan[1 + idx])
+                    x = move(draws, (scale, torch.zeros_like(scale), std), x_ell, x_ell)
+            progress.reach(plan[1 + idx - first])
         return x0
 
     def _draws_index(self, idx: int) -> bool:
@@ -222,7 +258,7 @@ class MGDM(Sampler):
         m = broadcast(c_0, x) * x0 + broadcast(c_t, x) * x
         s = broadcast(std, x)
         mu, v = m.clone(), s.log().expand_as(m).clone()
-        adam_mu, adam_v = _Adam(mu), _Adam(v)
+        adam_mu, adam_v = Adam(mu), Adam(v)
         rate = torch.full((len(ell),), _at(self.learning_rate, idx), dtype=torch.float64)
         if self.rate_limit is not None:
             rate = rate.clamp_max(self.rate_limit * levels.one_minus_alpha_bar(ell).sqrt())
@@ -282,45 +318,13 @@ class MGDM(Sampler):
             part = x if everyone else x[items]
             clean = denoise_vp(denoise, part, u, levels)
             coefficients = bridge(levels, torch.zeros_like(t), t, u, self.eta)
-            part = _move(draws, coefficients, clean, part, None if everyone else items)
+            part = move(draws, coefficients, clean, part, None if everyone else items)
             if everyone:
                 x = part
             else:
                 x[items] = part
             progress.advance()
         return x
-
-
-class _Adam:
-    """Adam (Kingma and Ba, 2015, arXiv:1412.6980) for one tensor, each coordinate by itself."""
-
-    def __init__(self, like: Tensor) -> None:
-        self.first = torch.zeros_like(like)
-        self.second = torch.zeros_like(like)
-        self.count = 0
-
-    def step(self, value: Tensor, slope: Tensor, rate: float | Tensor) -> Tensor:
-        """`value` after one descent step."""
-        self.count += 1
-        self.first = BETA_1 * self.first + (1 - BETA_1) * slope
-        self.second = BETA_2 * self.second + (1 - BETA_2) * slope**2
-        mean = self.first / (1 - BETA_1**self.count)
-        scale = (self.second / (1 - BETA_2**self.count)).sqrt()
-        return value - rate * mean / (scale + ADAM_EPS)
-
-
-def _move(
-    draws: Draws,
-    coefficients: tuple[Tensor, Tensor, Tensor],
-    cleaner: Tensor,
-    noisier: Tensor,
-    items: list[int] | None = None,
-) -> Tensor:
-    """c_s x_s + c_u x_u + std z; the normal is drawn also where std is 0."""
-    c_s, c_u, std = (broadcast(c, cleaner) for c in coefficients)
-    shape = tuple(cleaner.shape)
-    z = draws.normal(shape) if items is None else draws.normal(shape, items)
-    return c_s * cleaner + c_u * noisier + std * z
 
 
 def _at(breakpoints: Breakpoints[Number], idx: int) -> Number:

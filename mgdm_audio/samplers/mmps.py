@@ -19,6 +19,7 @@ from __future__ import annotations
 
 __all__ = ["MMPS"]
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -29,15 +30,15 @@ from torch import Tensor
 
 from mgdm_audio.denoise import Denoiser
 from mgdm_audio.draws import Draws
-from mgdm_audio.samplers._ve import ask, check, descending, move, start
-from mgdm_audio.samplers.base import Cost, Problem, Progress, Sampler
+from mgdm_audio.samplers._ve import ask, begin, check, descending, move
+from mgdm_audio.samplers.base import Cost, DiffusionSampler, Problem, Progress, Start
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
 @dataclass(frozen=True, kw_only=True)
-class MMPS(Sampler):
+class MMPS(DiffusionSampler):
     """The sampler and its settings.
 
     Arguments:
@@ -64,15 +65,25 @@ class MMPS(Sampler):
         check("iterations", self.iterations, 1)
         check("eta", self.eta, 0, 1)
 
-    def cost(self) -> Cost:
-        """See `Sampler.cost`."""
-        return Cost(calls=self.levels, vjps=self.levels * (self.iterations + 1))
+    def cost(self, sigma: float = math.inf) -> Cost:
+        """See `DiffusionSampler.cost`."""
+        levels = len(descending(self, sigma)) - 1
+        return Cost(calls=levels, vjps=levels * (self.iterations + 1))
+
+    def noise_range(self, sigma: float = math.inf) -> tuple[float, float]:
+        """See `DiffusionSampler.noise_range`."""
+        levels = descending(self, sigma)
+        return levels[-2], levels[0]
 
     def _sample(
-        self, denoise: Denoiser, problem: Problem, draws: Draws, progress: Progress
+        self,
+        denoise: Denoiser,
+        problem: Problem,
+        draws: Draws,
+        progress: Progress,
+        start: Start | None = None,
     ) -> Tensor:
-        levels = descending(self)
-        x = start(draws, problem, levels[0])
+        levels, x = begin(self, draws, problem, start)
         for sigma, lower in pairwise(levels):
             clean = self._posterior_mean(denoise, problem, x, sigma)
             x = move(draws, clean, x, sigma, lower, self.eta) if lower > 0 else clean

@@ -27,7 +27,9 @@ from __future__ import annotations
 
 __all__ = ["PGDM"]
 
+import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -36,8 +38,8 @@ from torch import Tensor
 from mgdm_audio.denoise import Denoiser, denoise_vp
 from mgdm_audio.draws import Draws
 from mgdm_audio.noise import NoiseLevels, bridge, broadcast
-from mgdm_audio.samplers._vp import GridSampler, move, start
-from mgdm_audio.samplers.base import Cost, Problem, Progress
+from mgdm_audio.samplers._vp import GridSampler, denoise_and_pull, move
+from mgdm_audio.samplers.base import Cost, Problem, Progress, Start
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -76,17 +78,22 @@ class PGDM(GridSampler):
         if not 0 <= self.eta <= 1:
             raise ValueError(f"got eta = {self.eta}, expected a number in [0, 1]")
 
-    def cost(self) -> Cost:
-        """See `Sampler.cost`."""
-        return Cost(calls=self.steps - 1, vjps=self.steps - 2)
+    def cost(self, sigma: float = math.inf) -> Cost:
+        """See `DiffusionSampler.cost`."""
+        calls = len(self.grid(sigma))
+        return Cost(calls=calls, vjps=calls - 1)
 
     def _sample(
-        self, denoise: Denoiser, problem: Problem, draws: Draws, progress: Progress
+        self,
+        denoise: Denoiser,
+        problem: Problem,
+        draws: Draws,
+        progress: Progress,
+        start: Start | None = None,
     ) -> Tensor:
         levels = self.noise_levels()
-        x = start(draws, problem, levels)
-        moves = self._moves(levels)
-        for t, lower in moves:
+        grid, x = self._begin(draws, problem, levels, start)
+        for t, lower in pairwise(grid):
             clean, slope = self._guide(denoise, problem, levels, t, x)
             coefficients = bridge(levels, 0, lower, t, self.eta)
             a_t = levels.alpha_bar(t)
@@ -98,7 +105,7 @@ class PGDM(GridSampler):
                 )
             x = move(draws, coefficients, clean, x) + broadcast(gain, x) * slope
             progress.advance()
-        return denoise_vp(denoise, x, moves[-1][1], levels)
+        return denoise_vp(denoise, x, grid[-1], levels)
 
     def _variance(self, levels: NoiseLevels, t: int) -> Tensor:
         """rho_t^2, float64."""
@@ -109,19 +116,16 @@ class PGDM(GridSampler):
         self, denoise: Denoiser, problem: Problem, levels: NoiseLevels, t: int, x: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Clean estimate and g."""
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_()
-            clean = denoise_vp(denoise, leaf, t, levels)
-            mean = clean.detach()
-            residual = problem.y - problem.operator.forward(mean)
-            width = float(self._variance(levels, t).sqrt())
+        width = float(self._variance(levels, t).sqrt())
+
+        def pull(clean: Tensor) -> Tensor:
             # The correction alone, around 0: as a difference of two estimates it would be rounded
             # to their size.
-            pull = problem.operator.proximal(
-                torch.zeros_like(mean), residual, problem.sigma_y, width
-            )
-            (slope,) = torch.autograd.grad(clean, leaf, grad_outputs=pull)
-        return mean, slope
+            residual = problem.y - problem.operator.forward(clean)
+            nothing = torch.zeros_like(clean)
+            return problem.operator.proximal(nothing, residual, problem.sigma_y, width)
+
+        return denoise_and_pull(denoise, levels, t, x, pull)
 
 
 PGDM.PRESETS = {

@@ -31,18 +31,19 @@ from torch import Tensor
 from mgdm_audio.denoise import Denoiser
 from mgdm_audio.draws import Draws
 from mgdm_audio.noise import NoiseLevels
-from mgdm_audio.samplers._ve import ask, check, start
-from mgdm_audio.samplers.base import Cost, Problem, Progress, Sampler
+from mgdm_audio.samplers._ve import ask, check, move, white
+from mgdm_audio.samplers.base import Cost, DiffusionSampler, Problem, Progress, Start, at_or_below
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 LIKELIHOODS = ("exact", "langevin", "published")
 ENTRIES = ("width", "grid")
+MOVES = ("bridge", "euler")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PnPDM(Sampler):
+class PnPDM(DiffusionSampler):
     r"""The sampler and its settings.
 
     Arguments:
@@ -58,6 +59,10 @@ class PnPDM(Sampler):
         entry: where a reverse diffusion begins: at "width" itself, below which the grid
             follows; or, as with the authors, at the first level of the "grid" below the width,
             although the state is noisier. From a width below the grid no move is made.
+        moves: how a reverse diffusion goes down: by the authors' Euler moves ("euler"), whose
+            noise :math:`\sqrt{t_j - t_{j+1}}` is too large by :math:`\sigma_j / \sigma_{j+1}`,
+            so that the grid has to be fine; or by the exact conditional of the noise given the
+            clean estimate ("bridge"), which any grid allows.
 
     Raises:
         ValueError: if a setting is out of range; when sampling by Langevin moves, if the
@@ -78,10 +83,15 @@ class PnPDM(Sampler):
     langevin_steps: int = 100
     langevin_rate: float = 1e-9
     entry: str = "width"
+    moves: str = "euler"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field, known in (("likelihood", LIKELIHOODS), ("entry", ENTRIES)):
+        for field, known in (
+            ("likelihood", LIKELIHOODS),
+            ("entry", ENTRIES),
+            ("moves", MOVES),
+        ):
             if getattr(self, field) not in known:
                 raise ValueError(
                     f"got {field} = '{getattr(self, field)}', expected one of {', '.join(known)}"
@@ -102,17 +112,27 @@ class PnPDM(Sampler):
         squares = (top * ratio**ramp).flip(0)
         return NoiseLevels(torch.cat([squares.new_zeros(1), squares.sqrt()]))
 
-    def widths(self) -> list[float]:
-        """Widths of all iterations, in order."""
-        return [
+    def widths(self, sigma: float = math.inf) -> list[float]:
+        """Widths of all iterations, in order; those above a warm start at `sigma` are left out."""
+        widths = [
             max(self.width_start * self.width_decay**i, self.width_min)
             for i in range(self.iterations)
         ]
+        return at_or_below(sigma, widths, float, 1)
 
-    def cost(self) -> Cost:
-        """See `Sampler.cost`."""
+    def cost(self, sigma: float = math.inf) -> Cost:
+        """See `DiffusionSampler.cost`."""
+        return Cost(calls=sum(len(chain) - 1 for chain in self._chains(sigma)))
+
+    def noise_range(self, sigma: float = math.inf) -> tuple[float, float]:
+        """See `DiffusionSampler.noise_range`."""
+        asked = [level for chain in self._chains(sigma) for level in chain[:-1]]
+        return min(asked), max(asked)
+
+    def _chains(self, sigma: float) -> list[list[float]]:
+        """Levels of the reverse diffusions of all iterations."""
         grid = self.noise_levels().sigmas.flip(0).tolist()
-        return Cost(calls=sum(len(self._chain(grid, w)) - 1 for w in self.widths()))
+        return [self._chain(grid, width) for width in self.widths(sigma)]
 
     def _chain(self, grid: list[float], width: float) -> list[float]:
         """Levels of a reverse diffusion from `width`, 0 at the end."""
@@ -120,7 +140,12 @@ class PnPDM(Sampler):
         return [width, *below] if self.entry == "width" and len(below) > 1 else below
 
     def _sample(
-        self, denoise: Denoiser, problem: Problem, draws: Draws, progress: Progress
+        self,
+        denoise: Denoiser,
+        problem: Problem,
+        draws: Draws,
+        progress: Progress,
+        start: Start | None = None,
     ) -> Tensor:
         if self.likelihood != "exact" and not bool((torch.as_tensor(problem.sigma_y) > 0).all()):
             raise ValueError(
@@ -128,16 +153,23 @@ class PnPDM(Sampler):
                 "is exact; use likelihood = 'exact'"
             )
         grid = self.noise_levels().sigmas.flip(0).tolist()
-        # The start has unit scale, whatever the first width: what the authors' samplers share.
-        x = start(draws, problem, self.sigma_max / math.sqrt(1 + self.sigma_max**2))
-        for width in self.widths():
+        if start is None:
+            # Unit scale, whatever the first width: what the authors' samplers share.
+            x = white(draws, problem, self.sigma_max / math.sqrt(1 + self.sigma_max**2))
+            widths = self.widths()
+        else:  # the likelihood step adds noise of the first width
+            x, widths = start.estimate, self.widths(start.sigma)
+        for width in widths:
             x = self._likelihood_step(problem, draws, x, width)
             for sigma, lower in pairwise(self._chain(grid, width)):
-                share = 1 - (lower / sigma) ** 2
-                x = x + share * (ask(denoise, x, sigma) - x)
+                clean = ask(denoise, x, sigma)
                 progress.advance()
+                if self.moves == "bridge":
+                    x = move(draws, clean, x, sigma, lower) if lower > 0 else clean
+                    continue
+                x = x + (1 - (lower / sigma) ** 2) * (clean - x)
                 if lower > 0:
-                    x = x + start(draws, problem, math.sqrt(sigma**2 - lower**2))
+                    x = x + white(draws, problem, math.sqrt(sigma**2 - lower**2))
         return x
 
     def _likelihood_step(self, problem: Problem, draws: Draws, x: Tensor, width: float) -> Tensor:
@@ -151,7 +183,7 @@ class PnPDM(Sampler):
         v = x
         for _ in range(self.langevin_steps):
             pull = operator.adjoint(precision * (y - operator.forward(v)))
-            v = v + rate * (pull + tie * (v - x)) + start(draws, problem, math.sqrt(2 * rate))
+            v = v + rate * (pull + tie * (v - x)) + white(draws, problem, math.sqrt(2 * rate))
         return v
 
 

@@ -19,22 +19,24 @@ from __future__ import annotations
 
 __all__ = ["ProjDiff"]
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
 from torch import Tensor
 
 from mgdm_audio.denoise import Denoiser
 from mgdm_audio.draws import Draws
-from mgdm_audio.samplers._ve import ask, check, descending, start
-from mgdm_audio.samplers.base import Cost, Problem, Progress, Sampler
+from mgdm_audio.samplers._ve import ask, check, descending, white
+from mgdm_audio.samplers.base import Cost, DiffusionSampler, Problem, Progress, Start
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProjDiff(Sampler):
+class ProjDiff(DiffusionSampler):
     r"""The sampler and its settings.
 
     Arguments:
@@ -63,24 +65,38 @@ class ProjDiff(Sampler):
         check("rate", self.rate, 1e-6, 1)
         check("momentum", self.momentum, 0, 1 - 1e-6)
 
-    def cost(self) -> Cost:
-        """See `Sampler.cost`."""
-        return Cost(calls=self.levels * self.repetitions + 1)
+    def cost(self, sigma: float = math.inf) -> Cost:
+        """See `DiffusionSampler.cost`."""
+        calls = (len(descending(self, sigma)) - 1) * self.repetitions
+        return Cost(calls=calls + 1 if sigma == math.inf else calls)
+
+    def noise_range(self, sigma: float = math.inf) -> tuple[float, float]:
+        """See `DiffusionSampler.noise_range`."""
+        levels = descending(self, sigma)
+        return levels[-2], levels[0]
 
     def _sample(
-        self, denoise: Denoiser, problem: Problem, draws: Draws, progress: Progress
+        self,
+        denoise: Denoiser,
+        problem: Problem,
+        draws: Draws,
+        progress: Progress,
+        start: Start | None = None,
     ) -> Tensor:
         operator, y, sigma_y = problem.operator, problem.y, problem.sigma_y
-        top = self.sigma_max
-        estimate = ask(denoise, start(draws, problem, top), top)
-        x = ask(denoise, start(draws, problem, top), top)
-        progress.advance(2)
-        drift = estimate - x
-        first = True
-        for sigma in descending(self)[:-1]:
+        if start is None:
+            top, levels = self.sigma_max, descending(self)
+            estimate = ask(denoise, white(draws, problem, top), top)
+            x = ask(denoise, white(draws, problem, top), top)
+            progress.advance(2)
+            drift, first = estimate - x, True
+        else:  # it holds a clean estimate anyway; there is no first drift to have momentum
+            levels = descending(self, start.sigma)
+            x, drift, first = start.estimate, torch.zeros_like(start.estimate), False
+        for sigma in levels[:-1]:
             for _ in range(self.repetitions):
                 if not first:
-                    estimate = ask(denoise, x + start(draws, problem, sigma), sigma)
+                    estimate = ask(denoise, x + white(draws, problem, sigma), sigma)
                     drift = self.momentum * drift + (1 - self.momentum) * (estimate - x)
                     progress.advance()
                 first = False

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 __all__ = ["REDDiff"]
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -33,7 +34,7 @@ from mgdm_audio.denoise import Denoiser, denoise_vp
 from mgdm_audio.draws import Draws
 from mgdm_audio.noise import NoiseLevels, broadcast
 from mgdm_audio.samplers._vp import Adam, GridSampler
-from mgdm_audio.samplers.base import Cost, Problem, Progress
+from mgdm_audio.samplers.base import Cost, Problem, Progress, Start
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -91,17 +92,23 @@ class REDDiff(GridSampler):
                 f"set levels to {DDPM_LEVELS} or noise_table to 'grid'"
             )
 
-    def cost(self) -> Cost:
-        """See `Sampler.cost`."""
-        return Cost(calls=self.steps - 1)
+    def cost(self, sigma: float = math.inf) -> Cost:
+        """See `DiffusionSampler.cost`."""
+        return Cost(calls=len(self.grid(sigma)))
 
     def _sample(
-        self, denoise: Denoiser, problem: Problem, draws: Draws, progress: Progress
+        self,
+        denoise: Denoiser,
+        problem: Problem,
+        draws: Draws,
+        progress: Progress,
+        start: Start | None = None,
     ) -> Tensor:
         levels = self.noise_levels()
-        mean = problem.operator.pinv(problem.y)
-        adam = Adam(mean, self.learning_rate, BETAS)
-        for t in levels.subgrid(self.steps)[:0:-1]:
+        # An optimiser holds a clean estimate: a warm start is that, and the levels below.
+        mean = problem.operator.pinv(problem.y) if start is None else start.estimate
+        adam = Adam(mean, BETAS)
+        for t in self.grid(math.inf if start is None else start.sigma):
             scale, std, weight = (broadcast(c, mean) for c in self._coefficients(levels, t))
             clean = mean + self.spread * draws.normal(problem.shape).to(mean)
             z = draws.normal(problem.shape).to(mean)
@@ -115,7 +122,7 @@ class REDDiff(GridSampler):
             slope = slope - self.data_weight * problem.operator.adjoint(residual) / (
                 residual[0].numel()
             )
-            mean = adam.step(mean, slope)
+            mean = adam.step(mean, slope, self.learning_rate)
             progress.advance()
         return mean
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 __all__ = ["SplitGibbs"]
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
@@ -34,14 +35,14 @@ from mgdm_audio.denoise import Denoiser
 from mgdm_audio.draws import Draws
 from mgdm_audio.noise import karras_sigmas
 from mgdm_audio.samplers._ve import ask, check, move, remaining
-from mgdm_audio.samplers.base import Cost, Problem, Progress, Sampler
+from mgdm_audio.samplers.base import Cost, DiffusionSampler, Problem, Progress, Start, at_or_below
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitGibbs(Sampler):
+class SplitGibbs(DiffusionSampler):
     r"""The sampler and its settings.
 
     Arguments:
@@ -87,20 +88,31 @@ class SplitGibbs(Sampler):
         if self.prior_std is not None:
             check("prior_std", self.prior_std, 1e-12)
 
-    def cost(self) -> Cost:
-        """See `Sampler.cost`."""
-        return Cost(calls=(self.levels + self.sweeps) * self.denoising_steps)
+    def cost(self, sigma: float = math.inf) -> Cost:
+        """See `DiffusionSampler.cost`."""
+        return Cost(calls=len(self.widths(sigma)) * self.denoising_steps)
 
-    def widths(self) -> list[float]:
-        """Widths of all sweeps, in order."""
+    def noise_range(self, sigma: float = math.inf) -> tuple[float, float]:
+        """See `DiffusionSampler.noise_range`."""
+        widths = self.widths(sigma)
+        return self.sigma_min if self.denoising_steps > 1 else widths[-1], widths[0]
+
+    def widths(self, sigma: float = math.inf) -> list[float]:
+        """Widths of all sweeps, in order; those above a warm start at `sigma` are left out."""
         grid = karras_sigmas(self.levels, self.width_min, self.sigma_max, self.rho).tolist()[:-1]
-        return grid + grid[-1:] * self.sweeps
+        return at_or_below(sigma, grid + grid[-1:] * self.sweeps, float, 1)
 
     def _sample(
-        self, denoise: Denoiser, problem: Problem, draws: Draws, progress: Progress
+        self,
+        denoise: Denoiser,
+        problem: Problem,
+        draws: Draws,
+        progress: Progress,
+        start: Start | None = None,
     ) -> Tensor:
-        x = problem.y.new_zeros(problem.shape)
-        for width in self.widths():
+        # Noise of the first width is added by the first draw of z, also to an estimate.
+        x = problem.y.new_zeros(problem.shape) if start is None else start.estimate
+        for width in self.widths(math.inf if start is None else start.sigma):
             z = problem.operator.posterior_sample(x, width**2, problem.y, problem.sigma_y, draws)
             x = self._reverse(denoise, draws, progress, z, width)
         return x

@@ -1,0 +1,72 @@
+r"""What a regressor is to the samplers.
+
+A regressor answers :math:`R(y, x, K) = E[x_{\neg K} \mid y, x_K]`: the stems outside K given their
+mix and the stems in K. It takes the observation as exact and its answers add up to it. It knows no
+noise levels. A prior is asked by calling it; a sampler that wants a regressor asks the attribute
+`regress` of what it is given, which a `WithRegressor` has.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Regressor", "WithRegressor", "regressor_of"]
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from mgdm_audio.denoise import Denoiser
+
+
+class Regressor(Protocol):
+    r"""Any callable :math:`(y, x, K) \mapsto` all stems."""
+
+    def __call__(self, mix: Tensor, stems: Tensor, known: Tensor) -> Tensor:
+        """Stems given their sum and some of them.
+
+        Arguments:
+            mix: sum of the stems, (B, 1, T).
+            stems: the given stems in their places, (B, K, T); the others are not read.
+            known: which are given, bool (B, K).
+
+        Returns:
+            (B, K, T): the given stems as they are, estimates of the others; all add up to the mix
+            unless all are given.
+        """
+        ...
+
+
+class WithRegressor:
+    """A regressor, and a prior beside it where one is needed, as the model of a sampler.
+
+    Arguments:
+        regress: the regressor.
+        denoise: the prior, or None for samplers that ask the regressor alone.
+    """
+
+    def __init__(self, regress: Regressor, denoise: Denoiser | None = None) -> None:
+        self.regress = regress
+        self.denoise = denoise
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """The prior's answer, see `Denoiser`. Raises ValueError if there is no prior."""
+        if self.denoise is None:
+            raise ValueError("got a regressor alone, but this sampler asks a prior; give it one")
+        return self.denoise(x, sigma)
+
+
+def regressor_of(model: Any, name: str) -> Regressor:
+    """The regressor that a model has.
+
+    Arguments:
+        model: what a sampler was given.
+        name: of the sampler, for the message.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    regress = getattr(model, "regress", None)
+    if regress is None:
+        raise ValueError(
+            f"sampler '{name}' asks a regressor and got a prior alone; give it a WithRegressor"
+        )
+    return regress
