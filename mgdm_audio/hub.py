@@ -1,4 +1,4 @@
-"""Trained priors: found by name, checked, and loaded.
+"""Trained priors and regressors: found by name, checked, and loaded.
 
 A model is a folder with ``config.json``, the weights in safetensors format, and its card
 ``README.md``. Nothing is ever downloaded, nothing is ever unpickled, and weights are only used
@@ -30,6 +30,9 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
 
+KINDS = ("prior", "regressor")
+"""What a model is: a denoiser of stems, or a network that is trained on mixes (field ``kind``)."""
+
 _DTYPES = ("float16", "bfloat16", "float32")
 _LISTED = 8  # names shown of a long list of keys
 
@@ -49,12 +52,14 @@ class ModelInfo:
         sample_rate: in hertz.
         stems: the names along the stem axis.
         level: RMS of the mixtures that the prior was trained on (full scale is 1).
-        sigma_min, sigma_max: the noise levels that it was trained on; never go outside.
+        sigma_min, sigma_max: the noise levels that it was trained on; never go outside. 0 for a
+            regressor, which knows none.
         licence: licence of the weights.
         score: scores by name, as measured (see the card).
         parameters: number of weights.
         sha256: checksum of the weights' file.
         config: the whole config.
+        kind: one of `KINDS`.
     """
 
     name: str
@@ -70,19 +75,12 @@ class ModelInfo:
     parameters: int
     sha256: str
     config: Mapping[str, Any]
+    kind: str = "prior"
 
 
-@dataclass(frozen=True)
-class Prior:
-    """A loaded prior.
+class _Loaded:
+    """What is said of any loaded model by its config."""
 
-    Attributes:
-        denoise: the denoiser, a module in evaluation mode without trainable parameters that maps
-            x of shape (B, K, T) and sigma of shape (B,) or (B, K) to E[x0 | x], (B, K, T).
-        info: what its config says.
-    """
-
-    denoise: nn.Module
     info: ModelInfo
 
     @property
@@ -112,6 +110,34 @@ class Prior:
     @property
     def sha256(self) -> str:
         return self.info.sha256
+
+
+@dataclass(frozen=True)
+class Prior(_Loaded):
+    """A loaded prior.
+
+    Attributes:
+        denoise: the denoiser, a module in evaluation mode without trainable parameters that maps
+            x of shape (B, K, T) and sigma of shape (B,) or (B, K) to E[x0 | x], (B, K, T).
+        info: what its config says.
+    """
+
+    denoise: nn.Module
+    info: ModelInfo
+
+
+@dataclass(frozen=True)
+class Regressor(_Loaded):
+    """A loaded regressor.
+
+    Attributes:
+        regress: the network, a module in evaluation mode without trainable parameters; see
+            :class:`mgdm_audio.regress.Regressor`.
+        info: what its config says.
+    """
+
+    regress: nn.Module
+    info: ModelInfo
 
 
 def search_path() -> list[Path]:
@@ -180,11 +206,37 @@ def load(name: str | os.PathLike[str] = "default", device: str | torch.device = 
         device: where to put the network.
 
     Raises:
-        ModelError: if there is no such model, its config is not usable or newer than this code,
-            or its weights are missing, differ from the checksum, are not in safetensors format,
-            do not fit the network, or are not finite.
+        ModelError: if there is no such model, it is a regressor, its config is not usable or newer
+            than this code, or its weights are missing, differ from the checksum, are not in
+            safetensors format, do not fit the network, or are not finite.
     """
     info = read_config(find(name))
+    if info.kind != "prior":
+        raise ModelError(
+            f"model '{info.name}' is a {info.kind}, and a prior is wanted: choose a prior, or a "
+            "method that asks a regressor ('regressor' or 'gibbs')"
+        )
+    return Prior(_network(info, device), info)
+
+
+def load_regressor(
+    name: str | os.PathLike[str] = "regressor", device: str | torch.device = "cpu"
+) -> Regressor:
+    """Loads a regressor; see :func:`load`.
+
+    Raises:
+        ModelError: as :func:`load` does, and if the model is a prior.
+    """
+    info = read_config(find(name))
+    if info.kind != "regressor":
+        raise ModelError(
+            f"model '{info.name}' is a {info.kind}, and a regressor is wanted: choose a "
+            "regressor, or a method that asks a prior, such as 'mgdm'"
+        )
+    return Regressor(_network(info, device), info)
+
+
+def _network(info: ModelInfo, device: str | torch.device) -> nn.Module:
     data = _verified_weights(info)
 
     import safetensors
@@ -205,11 +257,16 @@ def load(name: str | os.PathLike[str] = "default", device: str | torch.device = 
             network = networks.build(network_config["class"], network_config["args"])
     except (ValueError, TypeError) as error:
         raise ModelError(f"{info.path / CONFIG}: cannot build the network: {error}") from error
+    if isinstance(network, networks.SpectralRegressor) != (info.kind == "regressor"):
+        raise ModelError(
+            f"{info.path / CONFIG}: the network {network_config['class']} is no {info.kind}; the "
+            "field 'kind' is wrong"
+        )
     _check_tensors(file, tensors, network.state_dict())
     network.load_state_dict(
         {key: t.float() if t.is_floating_point() else t for key, t in tensors.items()}
     )
-    return Prior(network.float().eval().requires_grad_(False).to(device), info)
+    return network.float().eval().requires_grad_(False).to(device)
 
 
 def read_config(folder: Path) -> ModelInfo:
@@ -259,6 +316,9 @@ def _checked(config: Any, path: Path) -> ModelInfo:
             raise ModelError(f"{path}: '{key}' must be positive and finite, got {value}")
         return value
 
+    kind = field("kind", str) if "kind" in config else "prior"
+    if kind not in KINDS:
+        raise ModelError(f"{path}: 'kind' must be one of {', '.join(KINDS)}, got '{kind}'")
     for section in ("network", "weights"):
         field(section, dict)
     field("class", str, "network")
@@ -282,17 +342,18 @@ def _checked(config: Any, path: Path) -> ModelInfo:
         sample_rate=int(field("sample_rate", int)),
         stems=tuple(stems),
         level=positive("level"),
-        sigma_min=positive("sigma_min"),
-        sigma_max=positive("sigma_max"),
+        sigma_min=positive("sigma_min") if kind == "prior" else 0.0,
+        sigma_max=positive("sigma_max") if kind == "prior" else 0.0,
         licence=field("licence", str),
         score=field("score", dict),
         parameters=int(field("parameters", int)),
         sha256=sha256,
         config=config,
+        kind=kind,
     )
     if info.sample_rate <= 0:
         raise ModelError(f"{path}: 'sample_rate' must be positive, got {info.sample_rate}")
-    if info.sigma_min >= info.sigma_max:
+    if kind == "prior" and info.sigma_min >= info.sigma_max:
         raise ModelError(
             f"{path}: 'sigma_min' must be below 'sigma_max', "
             f"got {info.sigma_min} and {info.sigma_max}"

@@ -30,6 +30,7 @@ from torch import Tensor
 from mgdm_audio import audio, batch, hub, samplers, write
 from mgdm_audio.denoise import CountingDenoiser
 from mgdm_audio.draws import SeededDraws
+from mgdm_audio.models import Models
 from mgdm_audio.operators import Mask, Mixture, PointwiseOperator, Stack
 from mgdm_audio.precision import choose_precision
 from mgdm_audio.samplers.base import Problem, Sampler
@@ -44,7 +45,7 @@ WINDOW = 262_144
 OVERLAP = 32_768
 """Samples that neighbouring windows share (1.5 s at 22.05 kHz)."""
 
-_ONE_ROW = ("msdm", "isdm")
+_ONE_ROW = ("msdm", "isdm", "regressor", "gibbs")
 """Samplers that take the mix as the only observation."""
 
 
@@ -125,7 +126,8 @@ class Separator:
     """Separates recordings with one prior and one sampler.
 
     Arguments:
-        model: name or folder of a model, or a loaded prior.
+        model: name or folder of a model, or a loaded one: a prior, or a regressor for the methods
+            that ask nothing else. By default the shipped one of the kind that is asked.
         method: name of the sampler, see :func:`mgdm_audio.samplers.names`.
         preset: name of its settings.
         device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda``, ``cuda:N``.
@@ -141,6 +143,10 @@ class Separator:
             default ``condition``, and ``fade`` for samplers that take nothing but a mix.
         residual: whether what the sampler leaves of the mix becomes a stem of its own, called
             ``residual``, instead of being shared out among the stems.
+        warm_start: name of a method whose estimate the sampler begins with, at a low noise level;
+            its preset ``fast``, or another one after a colon, as in ``ddnm:default``.
+        warm_sigma: that level, at the level of the prior's mixtures; required with `warm_start`.
+        regressor: name or folder of the regressor that a warm start asks, or a loaded one.
         settings: sampler settings that replace those of the preset.
 
     Raises:
@@ -150,7 +156,7 @@ class Separator:
 
     def __init__(
         self,
-        model: str | os.PathLike[str] | hub.Prior = "default",
+        model: str | os.PathLike[str] | hub.Prior | hub.Regressor | None = None,
         method: str = "mgdm",
         preset: str = "default",
         *,
@@ -162,20 +168,24 @@ class Separator:
         average: int = 1,
         seams: str | None = None,
         residual: bool = False,
+        warm_start: str | None = None,
+        warm_sigma: float | None = None,
+        regressor: str | os.PathLike[str] | hub.Regressor | None = None,
         **settings: Any,
     ) -> None:
         self.device = resolve_device(device)
         self.method, self.preset = method, preset
         self.sampler: Sampler = samplers.get(method, preset, **settings)
-        self.prior = model if isinstance(model, hub.Prior) else hub.load(model, self.device)
-        low, high = self.prior.sigma_min, self.prior.sigma_max
-        if self.sampler.sigma_min < low or self.sampler.sigma_max > high:
+        if (warm_start is None) != (warm_sigma is None):
             raise ValueError(
-                f"preset '{preset}' of '{method}' uses noise levels from "
-                f"{self.sampler.sigma_min:g} to {self.sampler.sigma_max:g}, but model "
-                f"'{self.prior.name}' was trained from {low:g} to {high:g}; choose another "
-                "preset, or set sigma_min and sigma_max"
+                f"got warm_start = {warm_start} and warm_sigma = {warm_sigma}; a warm start needs "
+                "both the method and the noise level"
             )
+        if warm_start is not None and warm_sigma is not None:
+            self.sampler = samplers.warm(self.sampler, warm_start, warm_sigma)
+        self._warm = {} if warm_start is None else {"warm_start": warm_start}
+        self.models = Models.load(self.sampler, model, regressor, self.device)
+        self.prior = self.models.main
         self.dtype = choose_precision(self.device, precision)
         if seams == "condition" and method in _ONE_ROW:
             raise ValueError(
@@ -259,6 +269,7 @@ class Separator:
             "sha256": self.prior.sha256,
             "method": self.method,
             "preset": self.preset,
+            **self._warm,
             "precision": str(self.dtype).removeprefix("torch."),
             "window": settings.window,
             "overlap": settings.overlap,
@@ -284,7 +295,7 @@ class Separator:
             operator = Stack([operator, Mask(keep.expand(shape))])
             y = torch.cat([y, known], dim=1)
         y = y.to(self.device)
-        denoise = CountingDenoiser(self.prior.denoise)
+        denoise = CountingDenoiser(self.models.asked())
         draws = SeededDraws([job.seed for job in jobs], self.device, y.dtype)
         half = self.dtype != torch.float32
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["get", "names", "sampler_class"]
+__all__ = ["get", "names", "sampler_class", "warm"]
 
 import dataclasses
 from importlib import import_module
@@ -27,6 +27,8 @@ _CLASSES = {
     "split-gibbs": "SplitGibbs",
     "daps": "DAPS",
     "pnpdm": "PnPDM",
+    "regressor": "Regression",
+    "gibbs": "Gibbs",
 }
 """Name and class of each sampler; its module is the name, with _ for -."""
 
@@ -72,3 +74,22 @@ def get(name: str, preset: str = "default", **overrides: Any) -> Sampler:
                 f"sampler '{name}' has no setting '{key}', expected one of {', '.join(fields)}"
             )
     return dataclasses.replace(cls.PRESETS[preset], **overrides)
+
+
+def warm(sampler: Sampler, first: str, sigma: float) -> Sampler:
+    """A sampler that begins at a low noise level from the estimate of another one.
+
+    Arguments:
+        sampler: what goes on from the estimate.
+        first: name of the other one, one of `names`; its preset `fast` is taken, or another one
+            that is written after a colon, such as "ddnm:default".
+        sigma: noise level to begin at, in units of the signal.
+
+    Raises:
+        ValueError: if there is no such sampler or preset, or `sampler` cannot begin there.
+    """
+    from mgdm_audio.samplers.warm_start import WarmStart
+
+    name, _, preset = first.partition(":")
+    # WarmStart itself refuses a sampler that has no noise levels.
+    return WarmStart(first=get(name, preset or "fast"), sampler=sampler, sigma=sigma)  # type: ignore[arg-type]

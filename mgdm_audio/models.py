@@ -1,0 +1,142 @@
+"""The trained models that a sampler asks, loaded and checked against each other."""
+
+from __future__ import annotations
+
+__all__ = ["Models"]
+
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mgdm_audio import hub
+from mgdm_audio.denoise import Denoiser
+from mgdm_audio.regress import Regressor, WithRegressor
+from mgdm_audio.samplers.base import Sampler
+
+Named = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Models:
+    """A prior, a regressor, or both.
+
+    Attributes:
+        prior: the prior, None where none is asked.
+        regressor: the regressor, None where none is asked.
+
+    Raises:
+        ValueError: if both are there and differ in stems or sample rate.
+    """
+
+    prior: hub.Prior | None
+    regressor: hub.Regressor | None = None
+
+    def __post_init__(self) -> None:
+        a, b = self.prior, self.regressor
+        if a and b and (a.stems, a.sample_rate) != (b.stems, b.sample_rate):
+            raise ValueError(
+                f"prior '{a.name}' has the stems {', '.join(a.stems)} at {a.sample_rate} Hz and "
+                f"regressor '{b.name}' has {', '.join(b.stems)} at {b.sample_rate} Hz; choose two "
+                "that are alike"
+            )
+
+    @classmethod
+    def load(
+        cls,
+        sampler: Sampler,
+        model: Named | hub.Prior | hub.Regressor | None = None,
+        regressor: Named | hub.Regressor | None = None,
+        device: str | torch.device = "cpu",
+    ) -> Models:
+        """The models that a sampler needs.
+
+        Arguments:
+            sampler: see `Sampler.needs`.
+            model: name, folder or loaded model: the prior, or the regressor of a sampler that
+                asks nothing else. By default the shipped one, `default` or `regressor`.
+            regressor: the same of the regressor beside a prior.
+            device: where models that are loaded go.
+
+        Raises:
+            ValueError: if there is no such model, it is of the other kind, or the sampler asks for
+                noise levels that the prior was not trained on.
+        """
+        if "prior" not in sampler.needs:
+            return cls(None, _regressor("regressor" if model is None else model, device))
+        prior = _prior("default" if model is None else model, device)
+        noise = sampler.noise_range()
+        low, high = prior.sigma_min * (1 - 1e-9), prior.sigma_max * (1 + 1e-9)
+        if noise is not None and not low <= noise[0] <= noise[1] <= high:
+            raise ValueError(
+                f"sampler '{sampler.name}' asks for noise levels from {noise[0]:.4g} to "
+                f"{noise[1]:.4g} with these settings, but model '{prior.name}' was trained from "
+                f"{prior.sigma_min:g} to {prior.sigma_max:g}; choose another preset, or set "
+                "sigma_min and sigma_max"
+            )
+        if "regressor" not in sampler.needs:
+            return cls(prior)
+        return cls(prior, _regressor("regressor" if regressor is None else regressor, device))
+
+    @property
+    def main(self) -> hub.Prior | hub.Regressor:
+        """The model that decides rate, stems and level: the prior where there is one."""
+        main = self.prior or self.regressor
+        assert main is not None  # no sampler needs nothing
+        return main
+
+    def asked(self) -> Denoiser:
+        """What a sampler is given: the prior, or a `WithRegressor`."""
+        if self.regressor is None:
+            assert self.prior is not None
+            return self.prior.denoise
+        return WithRegressor(self._regress(), self.prior.denoise if self.prior else None)
+
+    def _regress(self) -> Regressor:
+        """The regressor, at the level of mixes that the prior has."""
+        assert self.regressor is not None
+        network, gain = self.regressor.regress, self.regressor.level / self.main.level
+        if gain == 1:
+            return network
+
+        def regress(mix: Tensor, stems: Tensor, known: Tensor) -> Tensor:
+            out = network(mix * gain, stems * gain, known) / gain
+            return torch.where(known[:, :, None], stems, out)
+
+        return regress
+
+    def network_call(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """One call of the network that the sampler mostly asks, for timing it.
+
+        Arguments:
+            x: noisy stems, (B, K, T); their sum is the mix of a regressor.
+            sigma: noise level, (B,); of no meaning to a regressor.
+
+        Returns:
+            (B, K, T).
+        """
+        if self.prior is not None:
+            return self.prior.denoise(x, sigma)
+        nothing = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+        return self._regress()(x.sum(1, keepdim=True), x, nothing)
+
+
+def _prior(model: Named | hub.Prior | hub.Regressor, device: str | torch.device) -> hub.Prior:
+    if isinstance(model, hub.Regressor):
+        raise ValueError(
+            f"model '{model.name}' is a regressor, and a prior is wanted: choose a prior, or a "
+            "method that asks a regressor ('regressor' or 'gibbs')"
+        )
+    return model if isinstance(model, hub.Prior) else hub.load(model, device)
+
+
+def _regressor(
+    model: Named | hub.Prior | hub.Regressor, device: str | torch.device
+) -> hub.Regressor:
+    if isinstance(model, hub.Prior):
+        raise ValueError(
+            f"model '{model.name}' is a prior, and a regressor is wanted: choose a regressor, or "
+            "a method that asks a prior, such as 'mgdm'"
+        )
+    return model if isinstance(model, hub.Regressor) else hub.load_regressor(model, device)
