@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import signal
+from scipy import interpolate, signal
 
 Audio = NDArray[np.float32]
 
@@ -66,6 +66,21 @@ def equalise(x: Audio, rate: int, rng: np.random.Generator) -> Audio:
         frequency = float(np.exp(rng.uniform(np.log(120), np.log(6000))))
         parts.append(peaking(frequency, float(rng.normal(0, 3)), float(rng.uniform(0.6, 2)), rate))
     return filtered(x, np.concatenate(parts))
+
+
+def colour(x: Audio, rate: int, rng: np.random.Generator) -> Audio:
+    """Filter with a smooth random response, N(0, 4 dB) at points half an octave or more apart.
+
+    It stands for what differs between bodies, microphones, cabinets and places in a room.
+    """
+    points = np.geomspace(50, 0.48 * rate, int(rng.integers(8, 18)))
+    gain = np.clip(rng.normal(0, 4, len(points)), -10, 10)
+    grid = np.geomspace(50, 0.48 * rate, 257)
+    smooth = 10 ** (interpolate.PchipInterpolator(points, gain)(grid) / 20)
+    taps = signal.firwin2(
+        1023, [0, *grid, rate / 2], [smooth[0], *smooth, smooth[-1]], fs=rate
+    ).astype(np.float32)
+    return signal.oaconvolve(x, taps)[511 : 511 + len(x)].astype(np.float32)
 
 
 def amplifier(x: Audio, rate: int, drive: float, rng: np.random.Generator) -> Audio:
@@ -180,15 +195,16 @@ def apply_chain(stem: str, program: int, x: Audio, rate: int, rng: np.random.Gen
     step("compressor", squeezed, lambda y: compress(y, rate, rng))
     if stem == "guitar":
         already = program in (29, 30)
-        chance = 0.45 if steel and not already else 0.25 if already else 0.1
+        chance = 0.6 if steel and not already else 0.3 if already else 0.12
         drive = float(rng.uniform(0, 12 if already else 36))
         step(f"amplifier {drive:.0f} dB", chance, lambda y: amplifier(y, rate, drive, rng))
     if stem == "bass":
         drive = float(rng.uniform(-4, 18))
-        step(f"amplifier {drive:.0f} dB", 0.15, lambda y: amplifier(y, rate, drive, rng))
+        step(f"amplifier {drive:.0f} dB", 0.35, lambda y: amplifier(y, rate, drive, rng))
     if stem == "piano" and program in (2, 4, 5, 7):
         drive = float(rng.uniform(-6, 10))
-        step(f"amplifier {drive:.0f} dB", 0.12, lambda y: amplifier(y, rate, drive, rng))
+        step(f"amplifier {drive:.0f} dB", 0.3, lambda y: amplifier(y, rate, drive, rng))
+    step("colour", 0.25 if stem == "drums" else 0.4, lambda y: colour(y, rate, rng))
     step("equaliser", 0.7, lambda y: equalise(y, rate, rng))
     electric = steel or (stem == "piano" and program in (2, 4, 5, 7))
     step("chorus", 0.18 if electric else 0.04 if stem != "drums" else 0.0,

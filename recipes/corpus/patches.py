@@ -16,11 +16,19 @@ from recipes.corpus.midi import STEMS
 TABLE = Path(__file__).parent / "sources.tsv"
 SPLITS = ("train", "valid", "test")
 RARE = {"deb:opl3-soundfont": 0.3}  # chip sounds: seasoning
+SAMPLED = 2 / 3  # share of the patches that are drawn from sample sets where a stem has any
 
 
 @dataclass(frozen=True)
 class Patch:
-    """One sound: a patch (`bank`, `program`) of a soundfont `file`, with its licence and split."""
+    """One sound with its licence and split.
+
+    `kind` is sf2 (patch `bank`, `program` of a soundfont), sfz (an SFZ instrument) or kit (a folder
+    of drum samples); for the latter two `program` only says what General MIDI sound it is nearest
+    to. An sfz sounds its notes `transpose` semitones below what is asked, is rendered with `gain`
+    dB and has the MIDI controllers `controls` ("100=127 101=64"); outside the notes `low` to
+    `high` it is silent.
+    """
 
     stem: str
     kind: str
@@ -32,10 +40,17 @@ class Patch:
     licence: str
     split: str
     permissive: bool
+    transpose: int = 0
+    gain: float = 0.0
+    controls: str = ""
+    low: int = 0
+    high: int = 127
 
     @property
     def label(self) -> str:
-        """Short name for the index: package, file, bank:program and name."""
+        """Short name for the index: file, bank:program and name."""
+        if self.kind != "sf2":
+            return f"{self.package.rsplit('/', 1)[-1]} {self.name}"
         return f"{Path(self.file).name} {self.bank}:{self.program} {self.name}"
 
     @property
@@ -54,7 +69,8 @@ def read_patches(path: Path = TABLE) -> list[Patch]:
             Patch(
                 row["stem"], row["kind"], row["package"], row["file"], int(row["bank"]),
                 int(row["program"]), row["name"], row["licence"], row["split"],
-                row["permissive"] == "yes",
+                row["permissive"] == "yes", int(row["transpose"]), float(row["gain"]),
+                row["controls"], int(row["low"]), int(row["high"]),
             )
             for row in csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
         ]
@@ -92,8 +108,21 @@ class Palette:
             )
 
     def draw(self, stem: str, rng: np.random.Generator) -> Patch:
-        """Draw a patch: sources weighted by the square root of how many patches they have."""
+        """Draw a patch: first between soundfonts and sample sets, then a source, then a patch.
+
+        Sources of a kind are weighted by a power of how many patches they have: the patches of a
+        soundfont differ, those of a sample set are mappings of the same recordings.
+        """
         groups = self._groups[stem]
-        weights = np.array([len(v) ** 0.5 * RARE.get(k, 1.0) for k, v in groups.items()])
+        weights = np.array(
+            [
+                len(v) ** (0.5 if v[0].kind == "sf2" else 0.25) * RARE.get(k, 1.0)
+                for k, v in groups.items()
+            ]
+        )
+        sampled = np.array([v[0].kind != "sf2" for v in groups.values()])
+        if sampled.any() and not sampled.all():
+            share = np.where(sampled, SAMPLED, 1 - SAMPLED)
+            weights *= share / np.where(sampled, weights[sampled].sum(), weights[~sampled].sum())
         package = list(groups)[int(rng.choice(len(groups), p=weights / weights.sum()))]
         return groups[package][int(rng.integers(len(groups[package])))]

@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 import numpy as np
+import soxr
 from numpy.typing import NDArray
 from scipy import signal
 
@@ -21,17 +22,69 @@ if __package__ in (None, ""):  # run as a script: make the package importable
 
 from recipes.corpus.effects import Audio, apply_chain, loudness, rms
 from recipes.corpus.grooves import MissingProgram
-from recipes.corpus.midi import STEMS
-from recipes.corpus.patches import SPLITS, Palette, check_files
-from recipes.corpus.song import GrooveBook, Song, compose
+from recipes.corpus.kits import kit, sfz_notes
+from recipes.corpus.midi import STEMS, Notes
+from recipes.corpus.patches import SPLITS, Palette, Patch, check_files
+from recipes.corpus.sfz import render_sfz
+from recipes.corpus.song import GrooveBook, Layer, Song, compose
 from recipes.corpus.synth import RENDER_RATE, soundfont
 
 # Rises with every change that alters audio; each line of the index records it. Version 1 let the
 # last voices of one rendering sound on into the start of the next from the same soundfont, and its
 # loudness was up to 0.3 dB off; notes, patches and effects of a song are those of version 2.
-CORPUS_VERSION = 2
+# Version 3 added sample sets, shifts and wider effects.
+CORPUS_VERSION = 3
 RATE = 22050
 SILENT = 10 ** (-60 / 20)  # a frame of 0.1 s below this RMS is silent
+
+
+def playable(notes: Notes, patch: Patch) -> Notes:
+    """Move notes outside the range of a patch by octaves; those that no octave fits are left out.
+
+    Args:
+        notes: (n, 4), pitches as they sound.
+    """
+    notes = notes.copy()
+    for _ in range(4):
+        notes[:, 2] += 12 * (notes[:, 2] < patch.low) - 12 * (notes[:, 2] > patch.high)
+    return notes[(notes[:, 2] >= patch.low) & (notes[:, 2] <= patch.high)]
+
+
+def perform(layer: Layer, samples: int, rng: np.random.Generator) -> Audio:
+    """Play a layer with its patch, 44.1 kHz, (samples,).
+
+    Raises:
+        MissingProgram: A program, a soundfont or samples are absent.
+    """
+    patch, ratio = layer.patch, 2 ** (layer.shift / 12)
+    notes = layer.notes.copy()
+    notes[:, :2] *= ratio
+    size = int(samples * ratio) + 1
+    if patch.stem != "drums":
+        notes[:, 2] -= layer.shift
+        notes = playable(notes, patch)
+    if patch.kind == "sf2":
+        font = soundfont(str(patch.path))
+        sound = font.render(notes, patch.bank, patch.program, size, layer.cents)
+    elif patch.kind == "kit":
+        sound = kit(str(patch.path)).render(notes, size, rng)
+    else:
+        if patch.stem == "drums":
+            notes = sfz_notes(patch.package, notes, rng)
+        notes[:, 2] += patch.transpose
+        pairs = (pair.split("=") for pair in patch.controls.split())
+        controls = {int(number): int(value) for number, value in pairs}
+        sound = render_sfz(patch.path, notes, size, layer.cents, controls, patch.gain)
+    if ratio != 1:
+        sound = soxr.resample(sound, RENDER_RATE * ratio, RENDER_RATE)
+    return np.pad(sound, (0, max(0, samples - len(sound))))[:samples].astype(np.float32)
+
+
+def describe(layer: Layer, effects: list[str]) -> str:
+    """Say for the index what a layer was played with."""
+    extra = [f"{layer.shift:+.3g} semitones"] if layer.shift else []
+    extra += effects
+    return f"{layer.patch.label} ({', '.join(extra)})" if extra else layer.patch.label
 
 
 def render_stem(song: Song, stem: str, rng: np.random.Generator) -> tuple[Audio, list[str]]:
@@ -42,15 +95,14 @@ def render_stem(song: Song, stem: str, rng: np.random.Generator) -> tuple[Audio,
     for number, layer in enumerate(song.layers[stem]):
         if len(layer.notes) == 0:
             continue
-        font = soundfont(str(layer.patch.path))
-        sound = font.render(layer.notes, layer.patch.bank, layer.patch.program, size, layer.cents)
+        sound = perform(layer, size, rng)
         level = loudness(sound, RENDER_RATE)
         if not np.isfinite(level):
             continue
         sound, effects = apply_chain(stem, layer.patch.program, sound, RENDER_RATE, rng)
         level = loudness(sound, RENDER_RATE) - (float(rng.normal(-2, 2)) if number else 0.0)
         out += sound * np.float32(10 ** ((-23 - level) / 20))
-        told.append(f"{layer.patch.label} ({', '.join(effects)})" if effects else layer.patch.label)
+        told.append(describe(layer, effects))
     return signal.resample_poly(out, 1, 2, window=("kaiser", 9.0)).astype(np.float32), told
 
 

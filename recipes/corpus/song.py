@@ -21,11 +21,17 @@ RANGE = {"bass": (26, 60), "guitar": (40, 88), "piano": (24, 103)}
 
 @dataclass(frozen=True)
 class Layer:
-    """Notes of one player: (n, 4) with times in seconds, the patch and its detuning in cents."""
+    """Notes of one player: (n, 4) with times in seconds, the patch and its detuning in cents.
+
+    `shift` semitones: the patch plays lower by so much and is sped up by as much, so that notes are
+    as written and the instrument is a smaller (or with a negative shift larger) one. Drums have no
+    written pitch: theirs are tuned by it.
+    """
 
     notes: Notes
     patch: Patch
     cents: float
+    shift: float = 0.0
 
 
 @dataclass
@@ -190,6 +196,18 @@ def active_bars(chart: Chart, stem: str, intro: bool, rng: np.random.Generator) 
     return mask
 
 
+def draw_shift(split: str, stem: str, rng: np.random.Generator) -> float:
+    """Draw the `shift` of a layer in semitones; half of those in training have none, others none.
+
+    Held-out sounds stay as they were recorded.
+    """
+    if split != "train" or rng.random() < 0.5:
+        return 0.0
+    if stem == "drums":
+        return float(rng.uniform(-3.5, 3.5))
+    return float(rng.choice([-4, -3, -2, -1, 1, 2, 3, 4]))
+
+
 def compose(split: str, palette: Palette, book: GrooveBook, rng: np.random.Generator) -> Song:
     """Draw one song.
 
@@ -230,6 +248,7 @@ def compose(split: str, palette: Palette, book: GrooveBook, rng: np.random.Gener
     present = {stem: rng.random() >= ABSENT[stem] for stem in STEMS}
     singer = str(rng.choice(["none", "guitar", "piano"], p=[0.45, 0.33, 0.22]))
     layers: dict[str, list[Layer]] = {stem: [] for stem in STEMS}
+    shifts: dict[Patch, float] = {}
     for stem in STEMS:
         mask = active_bars(chart, stem, intro, rng)
         if not mask.any():
@@ -267,5 +286,7 @@ def compose(split: str, palette: Palette, book: GrooveBook, rng: np.random.Gener
             notes[:, 1] = np.minimum(np.interp(notes[:, 1], lines, times), times[-1] + 0.5)
             notes = humanise(fold(notes, stem), stem, rng)
             own = shared if rng.random() < (0.5 if is_lead else 0.75) else palette.draw(stem, rng)
-            layers[stem].append(Layer(notes, own, tuning + float(rng.normal(0, 3))))
+            cents = tuning + float(rng.normal(0, 3))
+            shift = shifts.setdefault(own, draw_shift(split, stem, rng))
+            layers[stem].append(Layer(notes, own, cents, shift))
     return Song(float(times[-1]) + 1.5, chart, layers, used)
