@@ -4,11 +4,15 @@ import math
 
 import pytest
 import torch
+from oracles import BatchDraws
 
+from mgdm_audio import samplers
 from mgdm_audio.compose import compose, join, stack
 from mgdm_audio.degradations import Clip, Magnitude, Overdrive, Quantise
+from mgdm_audio.denoise import CountingDenoiser, GaussianDenoiser
 from mgdm_audio.filters import LowPass
 from mgdm_audio.operators import KnownStems, Mixture
+from mgdm_audio.samplers.base import Problem
 
 B, K, T = 2, 3, 96
 
@@ -141,3 +145,54 @@ def test_projection_through_the_mix():
 def test_errors_say_what_was_expected(call, text):
     with pytest.raises(ValueError, match=text):
         call()
+
+
+LANGEVIN = {"langevin_rate": 0.1, "langevin_scaled": True}
+SETTINGS = {
+    "mgdm": {"preset": "best"},
+    "dps": {"preset": "best", "gamma": 0.008},
+    "reddiff": {"preset": "default"},
+    "daps": {"preset": "fast", "local": "langevin", "tau": 0.05, **LANGEVIN},
+    "pnpdm": {"preset": "best", "likelihood": "langevin", **LANGEVIN},
+}
+
+
+def clipped_problem(sigma_y):
+    """One sample of one Gaussian stem, clipped from above: the posterior by quadrature."""
+    n = 256
+    prior = GaussianDenoiser(torch.zeros(1, 1).double(), torch.full((1, 1), 0.04).double())
+    y = torch.full((n, 1, 1), 0.15).double()
+    grid = torch.linspace(-2, 2, 8001).double()
+    seen = Clip(0.15).forward(grid[:, None, None])
+    log = Clip(0.15).log_likelihood(grid[:, None, None], y[:1], sigma_y) - grid**2 / 0.08
+    assert seen.max() == 0.15
+    weight = torch.softmax(log, 0)
+    mean = float((weight * grid).sum())
+    std = float((weight * (grid - mean) ** 2).sum().sqrt())
+    return prior, Problem(Clip(0.15), y, sigma_y, (n, 1, 1)), mean, std
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_samplers_by_gradient_take_what_is_not_linear(name):
+    """A clipped sample is at the level or above, on average where the exact posterior is."""
+    prior, problem, mean, std = clipped_problem(0.05)
+    settings = dict(SETTINGS[name])
+    x = samplers.get(name, settings.pop("preset"), **settings).sample(
+        prior, problem, BatchDraws(0, problem.shape[0])
+    )
+    # Budget: 0.6 of a posterior standard deviation; the prior's mean, 0, is two of them away.
+    assert abs(float(x.mean()) - mean) < 0.6 * std
+    assert mean > 1.9 * std
+
+
+@pytest.mark.parametrize("name", [n for n in samplers.names() if n not in ("isdm", "msdm")])
+def test_other_samplers_refuse_it_in_one_line(name):
+    sampler = samplers.get(name, "fast")
+    if not sampler.needs_linear or sampler.needs != ("prior",):
+        return
+    prior, problem, _, _ = clipped_problem(0.05)
+    denoise = CountingDenoiser(prior)
+    with pytest.raises(ValueError, match="needs a linear operator and got Clip") as error:
+        sampler.sample(denoise, problem, BatchDraws(0, problem.shape[0]))
+    assert "\n" not in str(error.value)
+    assert denoise.calls == 0

@@ -16,7 +16,7 @@ from torch import Tensor
 from mgdm_audio.denoise import Denoiser
 from mgdm_audio.draws import Draws
 from mgdm_audio.noise import NoiseLevels
-from mgdm_audio.operators import LinearOperator
+from mgdm_audio.observe import LinearOperator, Operator
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -45,7 +45,7 @@ class Problem:
     """What is observed of the unknown stems.
 
     Arguments:
-        operator: the observation operator A.
+        operator: the observation operator A; some samplers need a linear one (`linear`).
         y: observation, (B, M, T'), floating point, finite. Its type and device are the state's.
         sigma_y: standard deviation of the observation noise, >= 0 (0 is exact), in units of the
             signal; one number, or one for each observed channel, (M,).
@@ -55,7 +55,7 @@ class Problem:
         ValueError: if these do not fit together.
     """
 
-    operator: LinearOperator
+    operator: Operator
     y: Tensor
     sigma_y: float | Tensor
     shape: tuple[int, int, int]
@@ -80,6 +80,21 @@ class Problem:
             )
         if not bool((noise >= 0).all()) or not bool(torch.isfinite(noise).all()):
             raise ValueError(f"got sigma_y = {self.sigma_y}, expected finite numbers >= 0")
+
+    @property
+    def linear(self) -> LinearOperator:
+        """The operator, for samplers that need more than the gradient of the likelihood.
+
+        Raises:
+            ValueError: if it is not linear.
+        """
+        if not isinstance(self.operator, LinearOperator):
+            raise ValueError(
+                f"this sampler needs a linear operator and got {type(self.operator).__name__}; use "
+                "mgdm, dps, reddiff, daps with local='langevin', or pnpdm with "
+                "likelihood='langevin', which need no more than the likelihood's gradient"
+            )
+        return self.operator
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,6 +195,11 @@ class Sampler(ABC):
         `WithRegressor`), or both (a `WithRegressor` that has a prior)."""
         return ("prior",)
 
+    @property
+    def needs_linear(self) -> bool:
+        """Whether the operator must be linear: more than the likelihood's gradient is used."""
+        return True
+
     def noise_range(self) -> tuple[float, float] | None:
         """Lowest and highest noise level at which the prior is asked; None if it never is."""
         return None
@@ -207,8 +227,11 @@ class Sampler(ABC):
             Stems, (B, K, T), without a gradient graph.
 
         Raises:
+            ValueError: if the operator is not linear and the sampler needs it to be.
             FloatingPointError: if the result is not finite.
         """
+        if self.needs_linear:
+            _ = problem.linear
         # Tensors made in inference mode can never enter a gradient, which some samplers take.
         with torch.inference_mode(False), torch.no_grad():
             if problem.y.is_inference():

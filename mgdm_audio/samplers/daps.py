@@ -54,6 +54,9 @@ class DAPS(DiffusionSampler):
         tau: width of the likelihood, positive, or None for the problem's `sigma_y`.
         langevin_steps: moves of "langevin", at least 1.
         langevin_rate: their first step size h, in squared units of the signal.
+        langevin_scaled: whether h is instead a share of the width of the local law,
+            :math:`(1 / \tau^2 + 1 / r_i^2)^{-1}`: stable below 1 at every level, for operators
+            of norm 1, where one step size for all levels is either unstable or too small.
         langevin_ratio: what the step size has fallen to at the end, in (0, 1].
 
     Raises:
@@ -74,6 +77,7 @@ class DAPS(DiffusionSampler):
     tau: float | None = None
     langevin_steps: int = 50
     langevin_rate: float = 1e-5
+    langevin_scaled: bool = False
     langevin_ratio: float = 1e-3
 
     def __post_init__(self) -> None:
@@ -92,6 +96,11 @@ class DAPS(DiffusionSampler):
         check("langevin_steps", self.langevin_steps, 1)
         check("langevin_rate", self.langevin_rate, 0)
         check("langevin_ratio", self.langevin_ratio, 1e-12, 1)
+
+    @property
+    def needs_linear(self) -> bool:
+        """See `Sampler.needs_linear`."""
+        return self.local == "gaussian"
 
     def cost(self, sigma: float = math.inf) -> Cost:
         """See `DiffusionSampler.cost`."""
@@ -124,7 +133,7 @@ class DAPS(DiffusionSampler):
                 v = self._langevin(problem, draws, clean, sigma, width, i)
             else:
                 variance = remaining(sigma, self.prior_std) ** 2
-                v = problem.operator.posterior_sample(clean, variance, problem.y, width, draws)
+                v = problem.linear.posterior_sample(clean, variance, problem.y, width, draws)
             x = v + white(draws, problem, lower)
         return x
 
@@ -151,9 +160,11 @@ class DAPS(DiffusionSampler):
         operator = problem.operator
         tau = torch.as_tensor(width, dtype=clean.dtype, device=clean.device).reshape(1, -1, 1)
         h = self.langevin_rate * (1 + i / self.levels * (self.langevin_ratio - 1))
+        if self.langevin_scaled:
+            h = self.langevin_rate / (float(tau.min()) ** -2 + sigma**-2)
         v = clean
         for _ in range(self.langevin_steps):
-            pull = operator.adjoint((problem.y - operator.forward(v)) / tau**2)
+            pull = operator.pull(v, (problem.y - operator.forward(v)) / tau**2)
             v = v + h * (pull - (v - clean) / sigma**2) + white(draws, problem, math.sqrt(2 * h))
         return v
 

@@ -111,7 +111,7 @@ class DDNM(GridSampler):
             if lower + shift:
                 x = self._renew(problem, levels, lower + shift, sigma_y, clean, noise, z)
             else:
-                x = problem.operator.proximal(clean, problem.y, sigma_y, float(levels.sigma(t)))
+                x = problem.linear.proximal(clean, problem.y, sigma_y, float(levels.sigma(t)))
             progress.advance()
         return x
 
@@ -138,7 +138,7 @@ class DDNM(GridSampler):
         z: Tensor,
     ) -> Tensor:
         """The state at level t; `levels` are read at t itself."""
-        operator = problem.operator
+        operator = problem.linear
         width = float(levels.one_minus_alpha_bar(t).sqrt())
         scale = float(levels.alpha_bar(t).sqrt())
         kept = (1 - self.eta**2) ** 0.5

@@ -95,7 +95,7 @@ class DiffPIR(GridSampler):
         def corrected(x: Tensor, t: int) -> Tensor:
             clean = denoise_vp(denoise, x, t, levels)
             width = float(levels.sigma(t)) / self.pull**0.5
-            return problem.operator.proximal(clean, problem.y, problem.sigma_y, width)
+            return problem.linear.proximal(clean, problem.y, problem.sigma_y, width)
 
         if start is None:
             # At the top the signal is drowned: the authors begin with noise of unit deviation.

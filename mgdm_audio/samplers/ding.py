@@ -97,7 +97,7 @@ class DING(DiffusionSampler):
         progress: Progress,
         start: Start | None = None,
     ) -> Tensor:
-        operator, y = problem.operator, problem.y
+        operator, y = problem.linear, problem.y
         levels, x = begin(self, draws, problem, start)
         levels.pop()  # the 0
         for sigma, lower in pairwise(levels):

@@ -72,6 +72,11 @@ class DPS(GridSampler):
                 f"got normalise = '{self.normalise}', expected one of {', '.join(NORMALISATIONS)}"
             )
 
+    @property
+    def needs_linear(self) -> bool:
+        """See `Sampler.needs_linear`."""
+        return False
+
     def cost(self, sigma: float = math.inf) -> Cost:
         """See `DiffusionSampler.cost`."""
         calls = len(self.grid(sigma))
@@ -101,7 +106,7 @@ class DPS(GridSampler):
 
         def pull(clean: Tensor) -> Tensor:
             # -A^T r, half the gradient of |r|^2 in the estimate.
-            return -operator.adjoint(problem.y - operator.forward(clean))
+            return -operator.pull(clean, problem.y - operator.forward(clean))
 
         clean, slope = denoise_and_pull(denoise, levels, t, x, pull)
         residual = problem.y - operator.forward(clean)

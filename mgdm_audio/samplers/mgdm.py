@@ -161,6 +161,11 @@ class MGDM(DiffusionSampler):
             return t // 2, t // 2
         return t_prev, t_prev
 
+    @property
+    def needs_linear(self) -> bool:
+        """See `Sampler.needs_linear`."""
+        return False
+
     def cost(self, sigma: float = math.inf) -> Cost:
         """See `Sampler.cost`; exact unless a drawn index is below `denoising_steps` - 1."""
         first = self._first_step(sigma)

@@ -94,7 +94,7 @@ class MMPS(DiffusionSampler):
         self, denoise: Denoiser, problem: Problem, x: Tensor, sigma: float
     ) -> Tensor:
         """E[x_0 | x, y] under the Gaussian with the denoiser's mean and covariance."""
-        operator = problem.operator
+        operator = problem.linear
         noise = torch.as_tensor(problem.sigma_y, dtype=x.dtype, device=x.device)
         variance = noise.reshape(1, -1, 1) ** 2
         with torch.enable_grad():

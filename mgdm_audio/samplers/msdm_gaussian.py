@@ -63,7 +63,7 @@ def gaussian_slope(
 ) -> Tensor:
     """Slope of prior and likelihood, with a likelihood of width gamma * sigma."""
     residual = problem.y - problem.operator.forward(x)
-    pull = problem.operator.adjoint(residual) / (2 * gamma**2 * sigma)
+    pull = problem.linear.adjoint(residual) / (2 * gamma**2 * sigma)
     return (x - ask(denoise, x, sigma)) / sigma - pull
 
 

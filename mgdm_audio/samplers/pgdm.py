@@ -123,7 +123,7 @@ class PGDM(GridSampler):
             # to their size.
             residual = problem.y - problem.operator.forward(clean)
             nothing = torch.zeros_like(clean)
-            return problem.operator.proximal(nothing, residual, problem.sigma_y, width)
+            return problem.linear.proximal(nothing, residual, problem.sigma_y, width)
 
         return denoise_and_pull(denoise, levels, t, x, pull)
 

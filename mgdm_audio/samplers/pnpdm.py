@@ -56,6 +56,9 @@ class PnPDM(DiffusionSampler):
             follows the observation and hardly knows the state of the prior.
         langevin_steps: moves of the two latter.
         langevin_rate: their step size :math:`\gamma`, in squared units of the signal.
+        langevin_scaled: whether :math:`\gamma` is instead a share of the squared width of the
+            local law, :math:`(1 / \sigma_y^2 + 1 / \omega_i^2)^{-1}`: stable below 1 at every
+            width, for operators of norm 1.
         entry: where a reverse diffusion begins: at "width" itself, below which the grid
             follows; or, as with the authors, at the first level of the "grid" below the width,
             although the state is noisier. From a width below the grid no move is made.
@@ -82,6 +85,7 @@ class PnPDM(DiffusionSampler):
     likelihood: str = "exact"
     langevin_steps: int = 100
     langevin_rate: float = 1e-9
+    langevin_scaled: bool = False
     entry: str = "width"
     moves: str = "euler"
 
@@ -119,6 +123,11 @@ class PnPDM(DiffusionSampler):
             for i in range(self.iterations)
         ]
         return at_or_below(sigma, widths, float, 1)
+
+    @property
+    def needs_linear(self) -> bool:
+        """See `Sampler.needs_linear`."""
+        return self.likelihood == "exact"
 
     def cost(self, sigma: float = math.inf) -> Cost:
         """See `DiffusionSampler.cost`."""
@@ -175,14 +184,16 @@ class PnPDM(DiffusionSampler):
     def _likelihood_step(self, problem: Problem, draws: Draws, x: Tensor, width: float) -> Tensor:
         operator, y = problem.operator, problem.y
         if self.likelihood == "exact":
-            return operator.posterior_sample(x, width**2, y, problem.sigma_y, draws)
+            return problem.linear.posterior_sample(x, width**2, y, problem.sigma_y, draws)
         sigma_y = torch.as_tensor(problem.sigma_y, dtype=x.dtype, device=x.device)
         precision = sigma_y.reshape(1, -1, 1) ** -2
         tie = -1 / width**2 if self.likelihood == "langevin" else 1 / self.width_start**2
         rate = self.langevin_rate
+        if self.langevin_scaled:
+            rate /= float(precision.max()) + width**-2
         v = x
         for _ in range(self.langevin_steps):
-            pull = operator.adjoint(precision * (y - operator.forward(v)))
+            pull = operator.pull(v, precision * (y - operator.forward(v)))
             v = v + rate * (pull + tie * (v - x)) + white(draws, problem, math.sqrt(2 * rate))
         return v
 

@@ -83,7 +83,7 @@ class ProjDiff(DiffusionSampler):
         progress: Progress,
         start: Start | None = None,
     ) -> Tensor:
-        operator, y, sigma_y = problem.operator, problem.y, problem.sigma_y
+        operator, y, sigma_y = problem.linear, problem.y, problem.sigma_y
         if start is None:
             top, levels = self.sigma_max, descending(self)
             estimate = ask(denoise, white(draws, problem, top), top)

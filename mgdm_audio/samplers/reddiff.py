@@ -92,6 +92,11 @@ class REDDiff(GridSampler):
                 f"set levels to {DDPM_LEVELS} or noise_table to 'grid'"
             )
 
+    @property
+    def needs_linear(self) -> bool:
+        """See `Sampler.needs_linear`."""
+        return False
+
     def cost(self, sigma: float = math.inf) -> Cost:
         """See `DiffusionSampler.cost`."""
         return Cost(calls=len(self.grid(sigma)))
@@ -106,7 +111,7 @@ class REDDiff(GridSampler):
     ) -> Tensor:
         levels = self.noise_levels()
         # An optimiser holds a clean estimate: a warm start is that, and the levels below.
-        mean = problem.operator.pinv(problem.y) if start is None else start.estimate
+        mean = problem.operator.first_guess(problem.y) if start is None else start.estimate
         adam = Adam(mean, BETAS)
         for t in self.grid(math.inf if start is None else start.sigma):
             scale, std, weight = (broadcast(c, mean) for c in self._coefficients(levels, t))
@@ -119,7 +124,7 @@ class REDDiff(GridSampler):
             residual = problem.y - problem.operator.forward(mean)
             # Means, not sums: the size decides where Adam's eps begins to matter.
             slope = self.prior_weight * weight * (noise - z) / z[0].numel()
-            slope = slope - self.data_weight * problem.operator.adjoint(residual) / (
+            slope = slope - self.data_weight * problem.operator.pull(mean, residual) / (
                 residual[0].numel()
             )
             mean = adam.step(mean, slope, self.learning_rate)

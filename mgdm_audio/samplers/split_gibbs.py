@@ -113,7 +113,7 @@ class SplitGibbs(DiffusionSampler):
         # Noise of the first width is added by the first draw of z, also to an estimate.
         x = problem.y.new_zeros(problem.shape) if start is None else start.estimate
         for width in self.widths(math.inf if start is None else start.sigma):
-            z = problem.operator.posterior_sample(x, width**2, problem.y, problem.sigma_y, draws)
+            z = problem.linear.posterior_sample(x, width**2, problem.y, problem.sigma_y, draws)
             x = self._reverse(denoise, draws, progress, z, width)
         return x
 
