@@ -95,6 +95,7 @@ class FolderStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._made = [path for path in folder.parents if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(folder)
         self.made_from: dict[str, Any] | None = None
@@ -159,8 +160,12 @@ class FolderStore:
         """See `Store.drop`."""
         self._path(name).unlink(missing_ok=True)
 
+    def holds_results(self) -> bool:
+        """Whether there is any result."""
+        return any(path.suffix == _SUFFIX for path in self.folder.iterdir())
+
     def clear(self) -> None:
-        """Removes all results and what they were made from."""
+        """Removes all results, and what is said of what they were made from."""
         for path in self.folder.iterdir():
             if path.name != LOCK:
                 path.unlink(missing_ok=True)
@@ -170,6 +175,9 @@ class FolderStore:
         """Lets other processes in; with `remove` the folder and all that is in it go away."""
         if remove:
             shutil.rmtree(self.folder, ignore_errors=True)
+            for path in self._made:
+                if path.is_dir() and not any(path.iterdir()):
+                    path.rmdir()
         self._lock.close()
 
     def __enter__(self) -> FolderStore:

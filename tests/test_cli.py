@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -11,7 +13,7 @@ import pytest
 import soundfile as sf
 from click.testing import CliRunner
 
-from mgdm_audio import STEMS, cli, hub, separate
+from mgdm_audio import STEMS, cli, hub, separate, write
 from mgdm_audio.samplers.mgdm import MGDM
 
 QUICK = MGDM(sigma_max=1.0, steps=6, repetitions=1, gradient_steps=((0, 2),))
@@ -138,7 +140,20 @@ def test_what_is_not_there(run, song, tmp_path, arguments):
         ("--filename", "{stem:{track}}.wav"),
         ("--filename", "{stem!r}.wav"),
         ("--filename", "{track}/{stem}.flac"),
+        ("--filename", "{track}/{stem}.mp3"),
         ("--overwrite", "--skip-existing"),
+        ("--overwrite", "--resume"),
+        ("--stems", "flute"),
+        ("--drop", "bass,bass"),
+        ("--drop", "bass,drums,guitar,piano"),
+        ("--sum", "bass"),
+        ("--sum", "bass+flute"),
+        ("--bits", "8"),
+        ("--format", "flac", "--bits", "32f"),
+        ("--format", "flac", "--filename", "{stem}.wav"),
+        ("--quality", "fast", "--preset", "best"),
+        ("--duration", "0"),
+        ("--start", "-1"),
     ],
 )
 def test_usage_errors(run, song, arguments):
@@ -163,8 +178,11 @@ def test_interrupt(run, song, tmp_path, monkeypatch):
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(separate.Separator, "separate", interrupt)
-    assert run("separate", "song.wav").exit_code == 130
+    monkeypatch.setattr(separate.Separator, "_draw", interrupt)
+    result = run("separate", "song.wav")
+    assert result.exit_code == 130
+    assert "interrupted" in result.stderr
+    assert "--resume" not in result.stderr
     assert not (tmp_path / "separated").exists()
 
 
@@ -218,15 +236,168 @@ def test_folders_are_tried_before_the_model_is_loaded(run, song, tmp_path, monke
 
 def test_a_failing_device_does_not_stop_the_others(run, song, tmp_path, monkeypatch):
     (tmp_path / "other.wav").write_bytes(song.read_bytes())
-    whole = separate.Separator.separate
+    whole = separate.Separator._draw
+    calls = []
 
-    def fail_once(self, source, *args, **kwargs):
-        if source.name == "song.wav":
-            raise RuntimeError("out of memory\nwith details")
-        return whole(self, source, *args, **kwargs)
+    def fail_once(self, jobs, progress):
+        calls.append(jobs)
+        if len(calls) == 1:
+            raise RuntimeError("the device failed\nwith details")
+        return whole(self, jobs, progress)
 
-    monkeypatch.setattr(separate.Separator, "separate", fail_once)
+    monkeypatch.setattr(separate.Separator, "_draw", fail_once)
     result = run("separate", "song.wav", "other.wav", "-q")
     assert result.exit_code == 1
-    assert result.stderr == "error: song.wav: out of memory with details\n"
+    assert result.stderr == "error: song.wav: the device failed with details\n"
     assert len(result.stdout.split()) == len(STEMS)
+    assert [p.name for p in (tmp_path / "separated").iterdir()] == ["other"]
+
+
+def read(path):
+    return sf.read(path, dtype="int32", always_2d=True)[0].astype(int)
+
+
+def test_a_folder_keeps_its_tree(run, song, tmp_path):
+    for name in ("in/a/x.wav", "in/b/x.FLAC", "in/b/note.txt", "in/top.wav"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith(".FLAC"):
+            sf.write(path, sf.read(song)[0], 22050, format="FLAC")
+        else:
+            path.write_bytes(song.read_bytes())
+    result = run("separate", "in", "--stems", "bass", "-o", "in/out", "-q")
+    assert result.exit_code == 0, result.output
+    assert sorted(result.stdout.split()) == [
+        "in/out/a/x/bass.wav",
+        "in/out/b/x/bass.wav",
+        "in/out/top/bass.wav",
+    ]
+    # What was written is not taken for an input, and what is done is left out.
+    again = run("separate", "in", "--stems", "bass", "-o", "in/out", "--skip-existing")
+    assert again.exit_code == 0
+    assert again.stderr.count("skipped, its stems exist") == 3
+    assert "3 skipped" in again.stderr
+
+
+def test_patterns_and_what_they_do_not_match(run, song, tmp_path):
+    (tmp_path / "[x].wav").write_bytes(song.read_bytes())
+    (tmp_path / "empty").mkdir()
+    result = run(
+        "separate", "so*.wav", "song.wav", "[x].wav", "no*.wav", "empty", "--stems", "bass"
+    )
+    assert result.exit_code == 1
+    assert result.stdout.split() == ["separated/song/bass.wav", "separated/[x]/bass.wav"]
+    assert "no*.wav: no file matches" in result.stderr
+    assert "empty: there is no audio file in this folder" in result.stderr
+    assert "2 separated" in result.stderr
+    assert "2 failed" in result.stderr
+
+
+def test_an_input_is_never_overwritten(run, song, tmp_path):
+    (tmp_path / "song").mkdir()
+    (tmp_path / "song" / "bass.wav").write_bytes(song.read_bytes())
+    result = run("separate", "song.wav", "song/bass.wav", "-o", ".", "--overwrite")
+    assert result.exit_code == 2
+    assert "one of the files to separate" in result.stderr
+
+
+def test_sums_and_residual_null(run, song):
+    result = run("separate", "song.wav", "--sum", "piano+guitar", "--residual", "--seed", "1", "-q")
+    assert result.exit_code == 0, result.output
+    names = [path.split("/")[-1] for path in result.stdout.split()]
+    assert names == ["bass.wav", "drums.wav", "piano+guitar.wav", "residual.wav"]
+    total = sum(read(path) for path in result.stdout.split())
+    assert np.array_equal(total, read(song))
+    assert np.abs(read("separated/song/residual.wav")).max() > 0
+
+
+def test_some_stems_are_those_of_all(run, song):
+    assert run("separate", "song.wav", "--seed", "1", "-q").exit_code == 0
+    assert run("separate", "song.wav", "--seed", "1", "-q", "-o", "some",
+               "--drop", "bass,drums", "--sum", "piano+guitar").exit_code == 0  # fmt: skip
+    both = read("separated/song/piano.wav") + read("separated/song/guitar.wav")
+    assert np.array_equal(read("some/song/piano+guitar.wav"), both)
+    assert run("separate", "song.wav", "--seed", "1", "-q", "-o", "two",
+               "--stems", "drums").exit_code == 0  # fmt: skip
+    assert np.array_equal(read("two/song/drums.wav"), read("separated/song/drums.wav"))
+
+
+@pytest.mark.parametrize(
+    ("options", "subtype", "container"),
+    [
+        ((), "PCM_16", "WAV"),
+        (("--bits", "24"), "PCM_24", "WAV"),
+        (("--bits", "32f"), "FLOAT", "WAV"),
+        (("--format", "flac"), "PCM_16", "FLAC"),
+        (("--format", "flac", "--bits", "24"), "PCM_24", "FLAC"),
+    ],
+)
+def test_formats(run, song, options, subtype, container):
+    result = run("separate", "song.wav", "--seed", "1", "-q", *options)
+    assert result.exit_code == 0, result.output
+    info = sf.info(result.stdout.split()[0])
+    assert (info.subtype, info.format, info.frames) == (subtype, container, 44100)
+    parts = [sf.read(path, dtype="float64")[0] for path in result.stdout.split()]
+    limit = 1e-6 if subtype == "FLOAT" else 0
+    assert np.abs(sum(parts) - sf.read(song, dtype="float64")[0]).max() <= limit
+
+
+def test_a_part(run, song):
+    result = run("separate", "song.wav", "--start", "0.5", "--duration", "1", "--seed", "0", "-q")
+    assert result.exit_code == 0, result.output
+    total = sum(read(path) for path in result.stdout.split())
+    assert np.array_equal(total, read(song)[11025:33075])
+    late = run("separate", "song.wav", "--start", "5", "-o", "late")
+    assert late.exit_code == 1
+    assert "ends at 2.000 s" in late.stderr
+
+
+def test_report(run, song):
+    result = run("separate", "song.wav", "--seed", "7", "--json", "-q")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.split()[-1] == "separated/song/report.json"
+    report = json.loads((song.parent / "separated/song/report.json").read_text())
+    assert report["seed"] == 7
+    assert report["frames"] == 44100
+    assert report["settings"]["sha256"] == "0" * 64
+    assert report["settings"]["sampler"]["steps"] == 6
+    assert report["stats"]["calls"] == QUICK.cost().calls
+    assert report["residual_db"] < 0
+    assert set(report["versions"]) >= {"mgdm_audio", "torch", "numpy"}
+    assert list(report["outputs"]) == list(STEMS)
+
+
+def test_dry_run_writes_nothing(run, song, tmp_path):
+    result = run("separate", "song.wav", "--dry-run", "--average", "2")
+    assert result.exit_code == 0, result.output
+    assert f"{2 * QUICK.cost().calls} network calls" in result.stdout
+    assert "separated/song/bass.wav" in result.stdout
+    assert not (tmp_path / "separated").exists()
+
+
+def test_full_scale_is_never_clipped(run, song, tmp_path):
+    # What the prior explains of a click at full scale rings above and below it.
+    square = np.zeros(44100)
+    square[20000:20400] = np.sign(np.sin(np.arange(400))) * 32767
+    sf.write(tmp_path / "loud.wav", square.astype(np.int16), 22050, subtype="PCM_16")
+    result = run("separate", "loud.wav", "--seed", "0", "-q")
+    assert result.exit_code == 0, result.output
+    assert "exceeds full scale" in result.stderr
+    assert sf.info("separated/loud/bass.wav").subtype == "FLOAT"
+    flac = run("separate", "loud.wav", "--seed", "0", "-q", "--format", "flac", "-o", "f")
+    assert flac.exit_code == 1
+    assert "--format wav --resume" in flac.stderr
+    more = run("separate", "loud.wav", "--seed", "0", "-q", "-o", "f", "--resume")
+    assert more.exit_code == 0, more.output
+    assert (tmp_path / "f/loud/bass.wav").read_bytes() == (
+        tmp_path / "separated/loud/bass.wav"
+    ).read_bytes()
+
+
+def test_too_little_space(run, song, tmp_path, monkeypatch):
+    usage = shutil._ntuple_diskusage(10, 9, 1)
+    monkeypatch.setattr(write.shutil, "disk_usage", lambda _: usage)
+    result = run("separate", "song.wav", "-q")
+    assert result.exit_code == 1
+    assert "are needed" in result.stderr
+    assert not (tmp_path / "separated").exists()

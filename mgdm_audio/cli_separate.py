@@ -1,0 +1,316 @@
+"""The command ``separate``: what a user can ask for, checked, and turned into tasks."""
+
+from __future__ import annotations
+
+import os
+import string
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mgdm_audio import STEMS, samplers
+from mgdm_audio.cost import QUALITIES
+from mgdm_audio.terminal import error_line, printable
+from mgdm_audio.tree import Input, find_inputs, work_folder
+
+if TYPE_CHECKING:
+    from mgdm_audio.files import Task
+
+TEMPLATE = "{track}/{stem}.{ext}"
+FIELDS = ("track", "stem", "ext", "model", "method")
+RESIDUAL = "residual"
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of ``separate``, under their names on the command line."""
+
+    files: tuple[str, ...]
+    output: Path
+    filename: str
+    model: str | None
+    method: str
+    preset: str
+    quality: str | None
+    average: int
+    seed: int | None
+    stems: str | None
+    drop: str | None
+    sums: tuple[str, ...]
+    residual: bool
+    start: float
+    duration: float | None
+    container: str
+    bits: str | None
+    seams: str | None
+    window: float | None
+    overlap: float | None
+    batch: int | None
+    device: str
+    precision: str
+    overwrite: bool
+    skip_existing: bool
+    resume: bool
+    report: bool
+    dry_run: bool
+    quiet: bool
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the sampler: method, preset, samples averaged."""
+        if self.quality is not None:
+            return dict(QUALITIES[self.quality])
+        return {"method": self.method, "preset": self.preset, "average": self.average}
+
+
+def _template(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """Refuses a template that would lose stems or leave the output folder."""
+    try:
+        parsed = [field for field in string.Formatter().parse(value) if field[1] is not None]
+    except ValueError as error:
+        raise click.BadParameter(f"'{value}' is not a template: {error}") from error
+    fields = [name for _, name, _, _ in parsed]
+    unknown = [name for name in fields if name not in FIELDS]
+    if unknown:
+        known = ", ".join("{" + name + "}" for name in FIELDS)
+        raise click.BadParameter(f"unknown field {{{unknown[0]}}} in '{value}'; there are {known}")
+    if "stem" not in fields:
+        raise click.BadParameter(f"'{value}' lacks {{stem}}: all stems would get one name")
+    if any(spec or conversion for _, _, spec, conversion in parsed):
+        raise click.BadParameter(f"'{value}': fields take no format, write {{stem}} alone")
+    if not value.endswith((".{ext}", ".wav", ".flac")):
+        raise click.BadParameter(f"'{value}' must end in .{{ext}}, .wav or .flac")
+    path = Path(value)
+    if path.is_absolute() or ".." in path.parts:
+        raise click.BadParameter(f"'{value}' must stay inside the output folder (-o)")
+    return value
+
+
+def _options(command: Any) -> Any:
+    """The options, in the order in which --help lists them."""
+    folder = click.Path(path_type=Path, file_okay=False)
+    fields = ", ".join("{" + name + "}" for name in FIELDS)
+    levels = "; ".join(
+        f"{name}: {q['method']} {q['preset']}" + (f" x {q['average']}" if q["average"] > 1 else "")
+        for name, q in QUALITIES.items()
+    )
+    for option in reversed(
+        [
+            click.argument("files", nargs=-1, required=True, metavar="FILE..."),
+            click.option("-o", "--output", type=folder, default=Path("separated"),
+                         show_default=True, help="Output folder."),
+            click.option("--filename", default=TEMPLATE, show_default=True, callback=_template,
+                         help=f"Names in the output folder; fields: {fields}."),
+            click.option("--stems", metavar="A,B", help="Write these alone, of "
+                         + ", ".join(STEMS) + "."),
+            click.option("--drop", metavar="A,B", help="Write all but these."),
+            click.option("--sum", "sums", multiple=True, metavar="A+B",
+                         help="Write the sum of stems instead of each, as piano+guitar."),
+            click.option("--residual", is_flag=True, help="Write what no stem explains as a file "
+                         "of its own, instead of sharing it out."),
+            click.option("--start", type=click.FloatRange(0), default=0.0, show_default=True,
+                         metavar="SECONDS", help="Begin there."),
+            click.option("--duration", type=click.FloatRange(0, min_open=True),
+                         metavar="SECONDS", help="Separate no more than this."),
+            click.option("--format", "container", type=click.Choice(["wav", "flac"]),
+                         default="wav", show_default=True, help="File format."),
+            click.option("--bits", type=click.Choice(["16", "24", "32", "32f", "64f"]),
+                         help="Sample format; f is floating point. By default that of FILE."),
+            click.option("--quality", type=click.Choice(list(QUALITIES)),
+                         help=f"Instead of method, preset and average ({levels})."),
+            click.option("--model", help="Name or folder of the prior, or of the regressor for the "
+                         "methods that ask nothing else. By default the shipped one."),
+            click.option("--method", type=click.Choice(samplers.names()), default="mgdm",
+                         show_default=True, help="Posterior sampler."),
+            click.option("--preset", default="default", show_default=True,
+                         help="Settings of the sampler."),
+            click.option("--average", type=click.IntRange(1), default=1, show_default=True,
+                         help="Samples to average: closer to the true stems, less sharp, and N "
+                         "times the time."),
+            click.option("--seed", type=click.IntRange(0, 2**63 - 1),
+                         help="Same seed, same stems. By default a random one, which is "
+                         "reported."),
+            click.option("--seams", type=click.Choice(["condition", "fade"]),
+                         help="Windows are told the stems of the one before, or drawn apart and "
+                         "cross-faded. By default the first, where the method can."),
+            click.option("--window", type=click.FloatRange(0, min_open=True), metavar="SECONDS",
+                         help="Length of a window; shorter ones need less memory."),
+            click.option("--overlap", type=click.FloatRange(0), metavar="SECONDS",
+                         help="What windows share, at most half of one."),
+            click.option("--batch", type=click.IntRange(1), metavar="N",
+                         help="Windows at a time. By default 1 on a CPU and 8 on a GPU."),
+            click.option("--device", default="auto", show_default=True,
+                         help="auto, cpu, cuda or cuda:N."),
+            click.option("--precision",
+                         type=click.Choice(["auto", "fastest", "float32", "bfloat16"]),
+                         default="auto", show_default=True,
+                         help="auto is float32 on a CPU; fastest measures whether bfloat16 is "
+                         "faster."),
+            click.option("--overwrite", is_flag=True, help="Replace stems that exist."),
+            click.option("--skip-existing", is_flag=True,
+                         help="Leave out files whose stems all exist."),
+            click.option("--resume", is_flag=True, help="Go on from the finished windows of an "
+                         "interrupted call, and leave out what is done."),
+            click.option("--json", "report", is_flag=True, help="Write a report beside the stems: "
+                         "settings, seed, model, versions, residual, calls, times."),
+            click.option("--dry-run", is_flag=True,
+                         help="Print what would be done and about how long it would take."),
+            click.option("-q", "--quiet", is_flag=True,
+                         help="Only warnings and errors on stderr."),
+        ]
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@click.command()
+@_options
+def separate(**options: Any) -> None:
+    """Separate each FILE (WAV, FLAC, OGG or MP3) into bass, drums, guitar and piano.
+
+    A folder stands for the files below it, whose places it keeps, and a pattern for what matches
+    it. The stems have the rate, channels, length and sample format of FILE, and add up to it. Their
+    paths go to standard output, everything else to standard error. Exit codes: 0 all done, 1 a file
+    failed, 2 wrong usage, 130 interrupted.
+
+    \b
+    mgdm-audio separate song.wav
+    mgdm-audio separate album/ "live/**/*.flac" -o stems --quality fast
+    mgdm-audio separate song.wav --sum piano+guitar --format flac --start 60 --duration 30
+    """
+    request = Request(**options)
+    _check(request)
+    names = output_names(request)
+    inputs, errors = find_inputs(request.files, request.output)
+    tasks = plan(request, names, inputs)
+    for argument, error in errors:
+        click.echo(printable(error_line(argument, error)), err=True)
+
+    from mgdm_audio import run
+
+    sys.exit(run.run(request, tasks, failed=[argument for argument, _ in errors]))
+
+
+def _check(request: Request) -> None:
+    """Refuses options that exclude each other."""
+    if request.overwrite + request.skip_existing + request.resume > 1:
+        raise click.UsageError("--overwrite, --skip-existing and --resume exclude each other")
+    context = click.get_current_context()
+    if request.quality is not None:
+        for option in ("method", "preset", "average"):
+            if context.get_parameter_source(option) is click.core.ParameterSource.COMMANDLINE:
+                raise click.UsageError(f"--quality decides --{option}; give one of them")
+    presets = samplers.sampler_class(request.method).PRESETS
+    if request.preset not in presets:
+        raise click.BadParameter(
+            f"'{request.preset}' is not a preset of {request.method}; there are "
+            f"{', '.join(presets)}",
+            param_hint="'--preset'",
+        )
+    if not request.filename.endswith((".{ext}", "." + request.container)):
+        raise click.BadParameter(
+            f"'{request.filename}' does not end like a {request.container} file (--format); end "
+            "it in .{ext}",
+            param_hint="'--filename'",
+        )
+    if request.container == "flac" and request.bits not in (None, "16", "24"):
+        raise click.BadParameter("flac has 16 or 24 bits", param_hint="'--bits'")
+
+
+def output_names(request: Request) -> list[str]:
+    """What is written for each file: stems, and sums of them joined by ``+``."""
+
+    def chosen(text: str | None, option: str, separator: str = ",") -> list[str]:
+        names = [name.strip() for name in (text or "").split(separator) if name.strip()]
+        unknown = [name for name in names if name not in STEMS]
+        if unknown or len(set(names)) < len(names):
+            raise click.BadParameter(
+                f"got '{text}', expected different stems of {', '.join(STEMS)}",
+                param_hint=f"'--{option}'",
+            )
+        return names
+
+    names = chosen(request.stems, "stems") or list(STEMS)
+    dropped = chosen(request.drop, "drop")
+    names = [name for name in names if name not in dropped]
+    for text in request.sums:
+        parts = chosen(text, "sum", "+")
+        if len(parts) < 2:
+            raise click.BadParameter(
+                f"got '{text}', expected stems joined by +, such as piano+guitar",
+                param_hint="'--sum'",
+            )
+        names = [name for name in names if name not in parts] + ["+".join(parts)]
+    if request.residual:
+        names.append(RESIDUAL)
+    if not names:
+        raise click.UsageError("--stems, --drop and --sum leave nothing to write")
+    return list(dict.fromkeys(names))
+
+
+def plan(request: Request, names: Sequence[str], inputs: Sequence[Input]) -> list[Task]:
+    """The files to write for each input; refuses names that clash."""
+    from mgdm_audio.files import Task
+
+    tasks: list[Task] = []
+    sources = {item.path.resolve() for item in inputs}
+    owners: dict[Path, Path] = {}
+    for item in inputs:
+        # A file called "...wav" has the stem "..", which would lead out of the output folder.
+        stem = item.path.stem
+        track = stem if stem.strip(".") else item.path.name.replace(".", "_")
+        fields = {
+            "track": track,
+            "model": Path(request.model or "default").name,
+            "method": request.settings()["method"],
+        }
+        template = str(item.folder / request.filename)
+
+        def path(
+            stem: str, ext: str, template: str = request.filename, fields: Any = fields,
+            folder: Path = item.folder,
+        ) -> Path:  # fmt: skip
+            return request.output / folder / template.format(**fields, stem=stem, ext=ext)
+
+        outputs = {name: path(name, request.container) for name in names}
+        report = path("report", "json").with_suffix(".json") if request.report else None
+        for target in [*outputs.values(), *([report] if report else [])]:
+            if ".." in target.relative_to(request.output).parts:
+                raise click.UsageError(f"{target} must stay inside the output folder (-o)")
+            if target in owners:
+                raise click.UsageError(
+                    f"{owners[target]} and {item.path} would both be written to {target}; "
+                    "separate them into different folders (-o)"
+                )
+            if target.resolve() in sources:
+                raise click.UsageError(
+                    f"{target} is one of the files to separate; choose another output folder (-o)"
+                )
+            owners[target] = item.path
+        work = work_folder(request.output, template.format(**fields, stem="*", ext="*"))
+        tasks.append(Task(item.path, outputs, work, report))
+    return tasks
+
+
+def check_writable(folder: Path) -> None:
+    """Raises OSError if nothing can be written in a folder, made or not. Leaves nothing behind."""
+    nearest = folder
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise OSError(f"{folder} cannot be made, {nearest} is not a folder")
+    try:
+        # Permissions say too little: to root everything looks writable.
+        tempfile.TemporaryFile(dir=nearest).close()
+    except OSError as error:
+        raise OSError(f"{folder} cannot be written: {error.strerror} at {nearest}") from error
+
+
+def existing(task: Task) -> list[Path]:
+    """Those of a task's files that are there."""
+    every = [*task.outputs.values(), *([task.report] if task.report else [])]
+    return [path for path in every if os.path.lexists(path)]

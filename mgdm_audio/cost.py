@@ -1,0 +1,94 @@
+"""What a separation will cost: quality levels, network calls, and time from a calibration."""
+
+from __future__ import annotations
+
+__all__ = ["QUALITIES", "Calibration", "Estimate", "calibrate", "estimate"]
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mgdm_audio.separate import Separator
+
+QUALITIES: dict[str, dict[str, Any]] = {
+    "fast": {"method": "mgdm", "preset": "fast", "average": 1},
+    "default": {"method": "mgdm", "preset": "default", "average": 1},
+    "best": {"method": "mgdm", "preset": "default", "average": 4},
+}
+"""Points on the curve of quality against time: sampler, preset, samples averaged. Averaging gains
+more than a longer run of the sampler does for the same time."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Seconds that this machine takes for one network call on one window.
+
+    Attributes:
+        call: without a gradient.
+        vjp: with one.
+    """
+
+    call: float
+    vjp: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a recording will cost.
+
+    Attributes:
+        windows: number of windows; silent ones will cost nothing, which is not known yet.
+        calls: network calls.
+        vjps: those of them with a gradient.
+        seconds: of the network alone, None without a calibration.
+    """
+
+    windows: int
+    calls: int
+    vjps: int
+    seconds: float | None = None
+
+
+def calibrate(separator: Separator) -> Calibration:
+    """Times the network on a batch of windows as `separator` would ask for them."""
+    import torch
+
+    settings, device = separator.song_settings, separator.device
+    shape = (separator.batch, settings.stems, settings.window)
+    x = settings.level * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    x = x.to(device)
+    sigma = torch.full((len(x),), 0.1, device=device)
+    autocast = torch.autocast(device.type, torch.bfloat16, separator.dtype != torch.float32)
+
+    def seconds(gradient: bool, samples: int) -> float:
+        part = x[..., :samples].clone().requires_grad_(gradient)
+        start = time.perf_counter()
+        with autocast, torch.set_grad_enabled(gradient):
+            out = separator.models.network_call(part, sigma)
+            if gradient:
+                out = torch.autograd.grad(out.square().sum(), part)[0]
+        float(out.flatten()[0])  # waits for the device
+        return (time.perf_counter() - start) / len(part)
+
+    for gradient in (False, True):  # warms up what is compiled or cached at the first call
+        seconds(gradient, max(1, settings.window // 8))
+    return Calibration(seconds(False, settings.window), seconds(True, settings.window))
+
+
+def estimate(
+    separator: Separator, frames: int, sample_rate: int, calibration: Calibration | None = None
+) -> Estimate:
+    """What a recording of `frames` frames will cost at most."""
+    from mgdm_audio.windows import WindowPlan
+
+    settings, cost = separator.song_settings, separator.sampler.cost()
+    length = max(1, -(-frames * settings.rate // sample_rate))
+    plan = WindowPlan(length, settings.window, settings.overlap)
+    jobs = len(plan.starts) * settings.average
+    seconds = None
+    if calibration is not None:
+        plain = (cost.calls - cost.vjps) * calibration.call
+        scale = min(1.0, length / settings.window)
+        seconds = jobs * scale * (plain + cost.vjps * calibration.vjp)
+    return Estimate(len(plan.starts), jobs * cost.calls, jobs * cost.vjps, seconds)

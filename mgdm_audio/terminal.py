@@ -1,0 +1,68 @@
+"""What the command line prints: progress, durations, names that no terminal would take."""
+
+from __future__ import annotations
+
+__all__ = ["Progress", "duration", "error_line", "printable", "size"]
+
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import click
+
+
+class Progress:
+    """A line on stderr with percentage and time left; redrawn on a terminal, sparse elsewhere."""
+
+    def __init__(self, label: str, quiet: bool) -> None:
+        self.label, self.quiet = printable(label), quiet
+        self.start = time.monotonic()
+        self.first = 0
+        self.shown = -1
+        self.live = sys.stderr.isatty()
+
+    def __call__(self, done: int, total: int) -> None:
+        percent = 100 * done // max(1, total)
+        if self.shown < 0:
+            self.first = done  # what was there before is no measure of speed
+        if self.quiet or percent == self.shown or (not self.live and percent % 10):
+            return
+        self.shown = percent
+        spent = time.monotonic() - self.start
+        ours = done - self.first
+        left = spent * (total - done) / ours if ours else 0.0
+        text = f"{self.label}: {percent:3d} %, {duration(left)} left"
+        if self.live:
+            width = shutil.get_terminal_size().columns - 1
+            click.echo("\r" + text[:width].ljust(width), nl=False, err=True)
+        else:
+            click.echo(text, err=True)
+
+    def close(self) -> None:
+        """Ends the line."""
+        if self.live and self.shown >= 0:
+            click.echo(err=True)
+
+
+def printable(text: object) -> str:
+    """Text with undecodable bytes of file names replaced, which no terminal would take."""
+    return str(text).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def size(count: float) -> str:
+    """Bytes in MB or GB."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def error_line(source: Path | str, error: BaseException) -> str:
+    """One line that names the input."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return f"error: {text}" if text.startswith(str(source)) else f"error: {source}: {text}"

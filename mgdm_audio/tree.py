@@ -1,0 +1,98 @@
+"""Which files a command line means, and where their stems go."""
+
+from __future__ import annotations
+
+__all__ = ["ACCEPTED", "Input", "InputError", "find_inputs", "work_folder"]
+
+import glob
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ACCEPTED = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff", ".w64", ".rf64")
+"""Ends of the names of the files that are taken from a folder; a file that is named is tried."""
+
+
+class InputError(ValueError):
+    """An argument that stands for no file."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """A file to separate.
+
+    Attributes:
+        path: the file.
+        folder: where it lies below the folder that was named; its stems go to the same place
+            below the output folder.
+    """
+
+    path: Path
+    folder: Path = Path()
+
+
+def find_inputs(
+    arguments: Sequence[str], output: Path
+) -> tuple[list[Input], list[tuple[str, InputError]]]:
+    """The files that arguments stand for: files, folders with all below them, and patterns.
+
+    A file that is there is taken by its name, whatever characters it has; a pattern (``*``, ``?``,
+    ``[...]``, ``**``) is what is none. Nothing is taken twice, nor from the output folder.
+
+    Arguments:
+        arguments: as given.
+        output: the output folder.
+
+    Returns:
+        The files in the order of the arguments, by name within a folder or pattern, and the
+        arguments that stand for none, each with the reason.
+    """
+    found: dict[Path, Input] = {}
+    errors: list[tuple[str, InputError]] = []
+    for argument in arguments:
+        path = Path(argument)
+        try:
+            for item in _expand(path, argument, output.resolve()):
+                found.setdefault(item.path.resolve(), item)
+        except InputError as error:
+            errors.append((argument, error))
+    return list(found.values()), errors
+
+
+def _expand(path: Path, argument: str, output: Path) -> Iterator[Input]:
+    if path.is_dir():
+        files = sorted(
+            file
+            for file in path.rglob("*")
+            if file.suffix.lower() in ACCEPTED
+            and file.is_file()
+            and output not in file.resolve().parents
+        )
+        if not files:
+            raise InputError(
+                f"{argument}: there is no audio file in this folder; files ending in "
+                f"{', '.join(ACCEPTED)} are taken"
+            )
+        yield from (Input(file, file.parent.relative_to(path)) for file in files)
+    elif os.path.lexists(path) or not glob.has_magic(argument):
+        yield Input(path)
+    else:
+        names = sorted(glob.glob(argument, recursive=True))
+        files = [Path(name) for name in names if Path(name).is_file()]
+        files = [file for file in files if output not in file.resolve().parents]
+        if not files:
+            raise InputError(f"{argument}: no file matches this pattern")
+        yield from map(Input, files)
+
+
+def work_folder(output: Path, pattern: str) -> Path:
+    """The hidden folder for what is not finished of one song.
+
+    Arguments:
+        output: the output folder.
+        pattern: what names the song's files there, with a place holder for the stem.
+    """
+    name = hashlib.sha256(os.fsencode(pattern)).hexdigest()[:16]
+    return output / f".mgdm-{name}"
