@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ import torch
 from mgdm_audio import hub
 from recipes.prior.data import Augmentation, StemCorpus, equalise, validation_crops
 from recipes.prior.export import export
-from recipes.prior.train import Settings, Training, edm_loss, learning_rate
+from recipes.prior.train import PriorTask, Settings, edm_loss, learning_rate, resume
+from recipes.training.trainer import Runtime, Trainer, item_generator
 
 NETWORK = {
     "class": "TokenUNet",
@@ -40,40 +43,79 @@ def corpus(tmp_path: Path) -> StemCorpus:
     return StemCorpus(tmp_path)
 
 
+def training(corpus: StemCorpus, **runtime: Any) -> Trainer:
+    return Trainer(PriorTask(SETTINGS, NETWORK, corpus), runtime=Runtime(**runtime))
+
+
+def assert_same(a: Trainer, b: Trainer, tolerance: float = 0.0) -> None:
+    assert a.step == b.step
+    for first, second in ((a.net, b.net), (a.average, b.average)):
+        for key, value in first.state_dict().items():
+            assert torch.allclose(value, second.state_dict()[key], rtol=0, atol=tolerance), key
+
+
 def test_continues_exactly(corpus, tmp_path):
-    whole = Training(SETTINGS, NETWORK, corpus)
+    whole = training(corpus)
     whole.prepare()
     for _ in range(6):
-        whole.advance(torch.float32)
+        whole.advance()
 
-    part = Training(SETTINGS, NETWORK, corpus)
+    part = training(corpus)
     part.prepare()
     for _ in range(3):
-        part.advance(torch.float32)
+        part.advance()
     part.save(tmp_path / "checkpoint.pt")
     torch.manual_seed(99)
-    rest = Training.resume(tmp_path / "checkpoint.pt", corpus)
+    rest = resume(tmp_path / "checkpoint.pt", corpus)
     for _ in range(3):
-        rest.advance(torch.float32)
+        rest.advance()
+    assert_same(whole, rest)
 
-    assert rest.step == whole.step
-    for a, b in ((whole.net, rest.net), (whole.average, rest.average)):
-        for key, value in a.state_dict().items():
-            assert torch.equal(value, b.state_dict()[key]), key
+
+def test_continues_a_checkpoint_of_the_first_layout(corpus, tmp_path):
+    """One with states of random generators, and nothing but these instead of a number."""
+    run = training(corpus)
+    run.prepare()
+    run.advance()
+    state = run.state()
+    del state["format"]
+    state["noise"] = torch.Generator().get_state()
+    state["rng"] = json.dumps(np.random.default_rng(0).bit_generator.state)
+    torch.save(state, tmp_path / "old.pt")
+    old = resume(tmp_path / "old.pt", corpus)
+    assert_same(run, old)
+    run.advance()
+    old.advance()
+    assert_same(run, old)
+    torch.save({**state, "format": 3}, tmp_path / "new.pt")
+    with pytest.raises(ValueError, match="layout 3"):
+        resume(tmp_path / "new.pt", corpus)
 
 
 def test_scalings_are_measured(corpus):
-    training = Training(SETTINGS, NETWORK, corpus)
-    training.prepare()
+    run = training(corpus)
+    run.prepare()
     # White stems of RMS 1000 / 32768, with random gains and filters, some of them muted.
-    measured = training.net.sigma_data
+    measured = run.net.sigma_data
     assert measured.min() > 0.5 * 1000 / 32768
     assert measured.max() < 2 * 1000 / 32768
+    assert torch.equal(measured, run.average.sigma_data)
+
+
+def test_noise_levels_of_items(corpus):
+    """Log-normal; one level for all stems but for the share that is independent."""
+    task = PriorTask(replace(SETTINGS, samples=64, independent=0.3), NETWORK, corpus)
+    levels = [task.item(item_generator(0, n), n, 3)["sigma"] for n in range(2000)]
+    logs = np.log(levels)
+    # Standard errors: 1.6 / sqrt(2000) = 0.036, and 1 % of the share.
+    assert abs(logs[:, 0].mean() + 2.6) < 0.15
+    assert abs(logs[:, 0].std() - 1.6) < 0.12
+    assert abs(np.mean(logs.std(1) > 0) - 0.3) < 0.05
 
 
 def test_loss_of_the_gaussian_part_is_one(corpus):
     """For Gaussian bins of the assumed power E|F|^2 = 1, whatever the noise level."""
-    net = Training(SETTINGS, NETWORK, corpus).net
+    net = training(corpus).net
     for p in net.parameters():
         torch.nn.init.zeros_(p)
     net.sigma_data.fill_(0.3)
@@ -133,12 +175,12 @@ def test_missing_corpus(tmp_path):
 
 
 def test_export_loads_as_a_model(corpus, tmp_path):
-    training = Training(SETTINGS, NETWORK, corpus)
-    training.prepare()
-    training.advance(torch.float32)
-    training.save(tmp_path / "checkpoint.pt")
+    run = training(corpus)
+    run.prepare()
+    run.advance()
+    run.save(tmp_path / "checkpoint.pt")
     export(tmp_path / "checkpoint.pt", corpus, tmp_path / "tiny", "a tiny model")
     prior = hub.load(tmp_path / "tiny")
     x = torch.randn(1, 4, 4096) * 0.1
-    expected = training.average(x, torch.tensor([0.1]))
+    expected = run.average(x, torch.tensor([0.1]))
     assert torch.allclose(prior.denoise(x, torch.tensor([0.1])), expected, atol=1e-3)

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from mgdm_audio import STEMS
 from mgdm_audio.hub import ModelInfo, save_model
 from recipes.prior.data import FULL_SCALE, StemCorpus
-from recipes.prior.train import SIGMA_MAX, SIGMA_MIN, Training
+from recipes.prior.train import SIGMA_MAX, SIGMA_MIN, resume
 
 
 def mixture_level(corpus: StemCorpus) -> float:
@@ -28,7 +28,7 @@ def mixture_level(corpus: StemCorpus) -> float:
 
 def export(checkpoint: Path, corpus: StemCorpus, folder: Path, summary: str) -> ModelInfo:
     """Writes the averaged weights of a checkpoint as a model called like its folder."""
-    run = Training.resume(checkpoint, corpus)
+    run = resume(checkpoint, corpus)
     config = {
         "name": folder.name,
         "summary": summary,

@@ -5,39 +5,42 @@ Denoising score matching in the EDM form: x = x0 + sigma n, the network's part F
 STFT bin, with bins weighted by the density of the mel scale so that the upper half of the
 spectrum, which carries a hundredth of the energy, does not take half of the capacity.
 
-The run can be stopped at any time and continues from its last checkpoint by the same command:
-optimiser, averaged weights, random states and data position are kept, so that on a fixed corpus
-a continued run equals an uninterrupted one.
+The run can be stopped at any time and continues from its last checkpoint by the same command; on a
+fixed corpus a continued run equals an uninterrupted one. Several GPUs are used by the same command.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import sys
-import time
-from collections import defaultdict
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from mgdm_audio import STEMS
 from mgdm_audio.nn import SpectralDenoiser, build
 from recipes.prior.data import Augmentation, StemCorpus, validation_crops
+from recipes.training import trainer
+from recipes.training.command import train, training_options
+from recipes.training.log import LEVELS
+from recipes.training.scoring import separation_score
+from recipes.training.trainer import Batch, Trainer
 
 SIGMA_MIN, SIGMA_MAX = 3e-4, 20.0
-VALIDATION_SIGMAS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+VALIDATION_SAMPLES = 131_072
+SCORED = 8  # validation crops of the quick separation score
 
 
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Settings(trainer.Settings):
     """Everything that decides the run, kept with the checkpoint.
 
     Arguments:
@@ -87,7 +90,7 @@ def measure_sigma_data(net: SpectralDenoiser, crops: list[np.ndarray]) -> Tensor
     """Root mean square of each stem's bins over crops, (K, bins), smoothed along frequency."""
     power = torch.zeros_like(net.sigma_data)
     for crop in crops:
-        power += net.frame(torch.from_numpy(crop)).abs().square().mean(1)
+        power += net.frame(torch.from_numpy(crop).to(power.device)).abs().square().mean(1)
     power = (power / len(crops)).clamp_min(SIGMA_MIN**2)
     width = 9
     padded = torch.nn.functional.pad(power.log()[None], (width // 2, width // 2), mode="replicate")
@@ -102,132 +105,119 @@ def learning_rate(settings: Settings, step: int) -> float:
     return settings.lr * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
-class Training:
-    """State of a run: network, averaged network, optimiser, random states, step."""
+class PriorTask(trainer.Task):
+    """Denoising of rendered songs.
 
-    def __init__(self, settings: Settings, network: dict[str, Any], corpus: StemCorpus) -> None:
+    Arguments:
+        settings: of the run.
+        network: class and arguments of the network.
+        corpus: the training songs.
+        valid: folder of the validation songs; None for a run that is not validated.
+    """
+
+    settings: Settings
+    clip = 1.0
+
+    def __init__(
+        self,
+        settings: Settings,
+        network: dict[str, Any],
+        corpus: StemCorpus,
+        valid: Path | None = None,
+    ) -> None:
         self.settings, self.network, self.corpus = settings, network, corpus
-        torch.manual_seed(settings.seed)
-        self.net = self._build()
-        self.average = self._build()
-        self.average.load_state_dict(self.net.state_dict())
-        self.average.requires_grad_(False)
-        matrices = [p for p in self.net.parameters() if p.ndim >= 2]
-        vectors = [p for p in self.net.parameters() if p.ndim < 2]
-        self.optimiser = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}],
-            lr=settings.lr,
-            betas=(0.9, 0.99),
-        )
-        self.noise = torch.Generator().manual_seed(settings.seed)
-        self.rng = np.random.default_rng(settings.seed)
+        self.stems = STEMS
         self.augmentation = Augmentation()
-        self.step = 0
-        self.seconds = 0.0  # of audio seen
-        self.songs = len(corpus.songs)
+        self.crops = np.zeros((0, 4, 0), np.float32)
+        if valid is not None:
+            self.crops = validation_crops(valid, VALIDATION_SAMPLES)
 
-    def _build(self) -> SpectralDenoiser:
+    def build(self) -> SpectralDenoiser:
+        """See `Task.build`."""
         net = build(self.network["class"], self.network["args"])
-        assert isinstance(net, SpectralDenoiser)
+        if not isinstance(net, SpectralDenoiser):
+            raise ValueError(
+                f"'{self.network['class']}' is not a network of STFT bins, which this recipe trains"
+            )
         return net
 
-    def prepare(self) -> None:
+    def prepare(self, net: nn.Module) -> None:
         """Measures the scalings of the preconditioning on the augmented corpus."""
+        assert isinstance(net, SpectralDenoiser)
         rng = np.random.default_rng(self.settings.seed + 1)
+        songs = len(self.corpus.songs)
         crops = [
-            self.corpus.crop(rng, self.settings.samples, self.songs, self.augmentation)
+            self.corpus.crop(rng, self.settings.samples, songs, self.augmentation)
             for _ in range(200)
         ]
-        for net in (self.net, self.average):
-            net.sigma_data.copy_(measure_sigma_data(net, crops))
+        net.sigma_data.copy_(measure_sigma_data(net, crops))
 
-    def batch(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Clean stems, unit noise and noise levels of the next step."""
-        s = self.settings
-        crops = [
-            self.corpus.crop(self.rng, s.samples, self.songs, self.augmentation)
-            for _ in range(s.batch)
-        ]
-        clean = torch.from_numpy(np.stack(crops))
-        noise = torch.randn(clean.shape, generator=self.noise)
-        level = torch.randn((s.batch, 4), generator=self.noise)
-        shared = torch.rand((s.batch, 1), generator=self.noise) >= s.independent
-        level = torch.where(shared, level[:, :1], level)
-        sigma = (s.log_sigma_mean + s.log_sigma_std * level).exp().clamp(SIGMA_MIN, SIGMA_MAX)
-        return clean, noise, sigma
-
-    def advance(self, precision: torch.dtype) -> tuple[Tensor, Tensor]:
-        """One optimiser step; returns the losses (B, K) and the noise levels (B, K)."""
-        clean, noise, sigma = self.batch()
-        rate = learning_rate(self.settings, self.step)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
-            loss = edm_loss(self.net, clean, noise, sigma)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.mean().backward()
-        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
-        self.optimiser.step()
-        decay = min(self.settings.ema, (self.step + 1) / (self.step + 10))
-        torch._foreach_lerp_(
-            list(self.average.parameters()), list(self.net.parameters()), 1 - decay
+    def optimiser(self, net: nn.Module) -> torch.optim.Optimizer:
+        """See `Task.optimiser`."""
+        matrices = [p for p in net.parameters() if p.ndim >= 2]
+        vectors = [p for p in net.parameters() if p.ndim < 2]
+        return torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}],
+            lr=self.settings.lr,
+            betas=(0.9, 0.99),
         )
-        self.step += 1
-        self.seconds += clean.shape[0] * clean.shape[-1] / 22050
-        return loss.detach(), sigma
 
-    @torch.no_grad()
-    def validate(self, crops: np.ndarray, precision: torch.dtype) -> dict[str, float]:
-        """Loss of the averaged weights at fixed noise levels, same noise every time."""
+    def rate(self, step: int) -> float:
+        """See `learning_rate`."""
+        return learning_rate(self.settings, step)
+
+    def songs(self) -> int:
+        """See `Task.songs`."""
+        return self.corpus.refresh()
+
+    def item(self, rng: np.random.Generator, number: int, songs: int) -> dict[str, np.ndarray]:
+        """Clean stems and unit noise (4, T), and the noise level of each stem (4,)."""
+        s = self.settings
+        clean = self.corpus.crop(rng, s.samples, songs, self.augmentation)
+        level = rng.normal(size=4)
+        if rng.random() >= s.independent:
+            level[:] = level[0]
+        sigma = np.exp(s.log_sigma_mean + s.log_sigma_std * level).clip(SIGMA_MIN, SIGMA_MAX)
+        noise = rng.standard_normal(clean.shape, dtype=np.float32)
+        return {"clean": clean, "noise": noise, "sigma": sigma.astype(np.float32)}
+
+    def losses(self, net: nn.Module, batch: Batch) -> Tensor:
+        """See `edm_loss`."""
+        assert isinstance(net, SpectralDenoiser)
+        return edm_loss(net, batch["clean"], batch["noise"], batch["sigma"])
+
+    def level(self, batch: Batch) -> Tensor:
+        """The median over the stems."""
+        return batch["sigma"].median(dim=1).values
+
+    def validate(self, net: nn.Module) -> dict[str, float]:
+        """Loss at fixed noise levels on fixed crops, the same noise every time."""
+        assert isinstance(net, SpectralDenoiser)
+        device = net.sigma_data.device
         result = {}
-        for sigma in VALIDATION_SIGMAS:
-            noise = torch.Generator().manual_seed(1234)
+        for sigma in LEVELS if len(self.crops) else ():
+            generator = torch.Generator().manual_seed(1234)
             losses = []
-            for crop in crops:
+            for crop in self.crops:
                 clean = torch.from_numpy(crop)[None]
-                unit = torch.randn(clean.shape, generator=noise)
-                with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
-                    level = torch.full((1, 4), sigma)
-                    losses.append(float(edm_loss(self.average, clean, unit, level).mean()))
+                noise = torch.randn(clean.shape, generator=generator)
+                level = torch.full((1, 4), sigma, device=device)
+                loss = edm_loss(net, clean.to(device), noise.to(device), level)
+                losses.append(float(loss.mean()))
             result[f"{sigma:g}"] = sum(losses) / len(losses)
         return result
 
-    def save(self, path: Path) -> None:
-        """Writes the checkpoint to a temporary name, then renames it."""
-        state = {
-            "settings": asdict(self.settings),
-            "network": self.network,
-            "net": self.net.state_dict(),
-            "average": self.average.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "noise": self.noise.get_state(),
-            "rng": json.dumps(self.rng.bit_generator.state),
-            "step": self.step,
-            "seconds": self.seconds,
-            "songs": self.songs,
-        }
-        temporary = path.with_suffix(".part")
-        torch.save(state, temporary)
-        os.replace(temporary, path)
-
-    @classmethod
-    def resume(cls, path: Path, corpus: StemCorpus) -> Training:
-        """Continues from a checkpoint."""
-        state = torch.load(path, weights_only=True)
-        training = cls(Settings(**state["settings"]), state["network"], corpus)
-        training.net.load_state_dict(state["net"])
-        training.average.load_state_dict(state["average"])
-        training.optimiser.load_state_dict(state["optimiser"])
-        training.noise.set_state(state["noise"])
-        training.rng.bit_generator.state = json.loads(state["rng"])
-        training.step, training.seconds = state["step"], state["seconds"]
-        training.songs = state["songs"]
-        return training
+    def score(self, net: nn.Module) -> dict[str, float]:
+        """See `separation_score`."""
+        return separation_score(net, self.crops[:SCORED]) if len(self.crops) else {}
 
 
-def level_name(sigma: float) -> str:
-    """The nearest of the validation levels, as a label."""
-    return f"{min(VALIDATION_SIGMAS, key=lambda s: abs(math.log(s / sigma))):g}"
+def resume(path: Path, corpus: StemCorpus) -> Trainer:
+    """A run as it was when a checkpoint was written, of this layout or the first one."""
+    state = trainer.load_state(path)
+    run = Trainer(PriorTask(Settings(**state["settings"]), state["network"], corpus))
+    run.load(state)
+    return run
 
 
 @click.command(help=__doc__)
@@ -239,15 +229,12 @@ def level_name(sigma: float) -> str:
     show_default=True,
     help="Length of the run; given for a run that continues, it moves the end (and the decay).",
 )
-@click.option("--batch", default=Settings.batch, show_default=True)
+@click.option("--batch", default=Settings.batch, show_default=True, help="Over all processes.")
 @click.option("--seconds", default=5.94, show_default=True, help="Length of a crop.")
 @click.option("--lr", default=Settings.lr, show_default=True)
 @click.option("--seed", default=Settings.seed, show_default=True)
 @click.option("--network", default="{}", help="Backbone arguments as JSON.")
-@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
-@click.option("--save-minutes", default=4.0, show_default=True)
-@click.option("--validate-minutes", default=12.0, show_default=True)
-@click.option("--minutes", default=math.inf, help="Stop after this time (the run can go on).")
+@training_options
 def main(
     corpus: Path,
     out: Path,
@@ -257,76 +244,23 @@ def main(
     lr: float,
     seed: int,
     network: str,
-    precision: str,
-    save_minutes: float,
-    validate_minutes: float,
-    minutes: float,
+    options: dict[str, Any],
 ) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    data = StemCorpus(corpus / "train")
     source = click.get_current_context().get_parameter_source
-    checkpoint = out / "checkpoint.pt"
-    if checkpoint.exists():
-        run = Training.resume(checkpoint, data)
-        if source("steps") is not click.core.ParameterSource.DEFAULT:
-            run.settings = replace(run.settings, steps=steps)
-        click.echo(f"continues at step {run.step} of {run.settings.steps}", err=True)
-    else:
+
+    def make(state: dict[str, Any] | None) -> PriorTask:
+        songs = StemCorpus(corpus / "train")
+        if state is not None:
+            settings = Settings(**state["settings"])
+            if source("steps") is not click.core.ParameterSource.DEFAULT:
+                settings = replace(settings, steps=steps)
+            return PriorTask(settings, state["network"], songs, corpus / "valid")
         samples = round(seconds * 22050 / 512) * 512
         settings = Settings(steps=steps, batch=batch, samples=samples, lr=lr, seed=seed)
         args = {"backbone": json.loads(network), "stft": {"n_fft": 2048}}
-        run = Training(settings, {"class": "TokenUNet", "args": args}, data)
-        run.prepare()
-    crops = validation_crops(corpus / "valid", 131_072)
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    start = saved = validated = time.monotonic()
-    first = run.step
-    window: dict[str, list[float]] = defaultdict(list)
-    stems: list[Tensor] = []
-    with (out / "log.jsonl").open("a", buffering=1) as log:
-        while run.step < run.settings.steps:
-            loss, sigma = run.advance(dtype)
-            stems.append(loss.mean(0))
-            for item in range(loss.shape[0]):
-                window[level_name(float(sigma[item].median()))].append(float(loss[item].mean()))
-            now = time.monotonic()
-            last = run.step == run.settings.steps or now - start > minutes * 60
-            if run.step % 100 == 0 or last:
-                speed = (run.step - first) / (now - start)
-                log.write(
-                    json.dumps(
-                        {
-                            "step": run.step,
-                            "minutes": round((now - start) / 60, 2),
-                            "hours_seen": round(run.seconds / 3600, 3),
-                            "lr": learning_rate(run.settings, run.step),
-                            "songs": run.songs,
-                            "loss": {k: round(float(np.mean(v)), 4) for k, v in window.items()},
-                            "stems": [round(v, 4) for v in torch.stack(stems).mean(0).tolist()],
-                        }
-                    )
-                    + "\n"
-                )
-                left = (run.settings.steps - run.step) / speed / 60
-                click.echo(
-                    f"step {run.step} ({100 * run.step / run.settings.steps:.1f} %), "
-                    f"{speed * run.settings.batch * run.settings.samples / 22050:.1f} audio-s/s, "
-                    f"{left:.0f} min left",
-                    err=True,
-                )
-                window.clear()
-                stems.clear()
-            if now - saved > save_minutes * 60 or last:
-                run.save(checkpoint)
-                run.songs = data.refresh()
-                saved = now
-            if now - validated > validate_minutes * 60 or last:
-                scores = run.validate(crops, dtype)
-                log.write(json.dumps({"step": run.step, "valid": scores}) + "\n")
-                click.echo(f"step {run.step} validation {scores}", err=True)
-                validated = now
-            if last:
-                break
+        return PriorTask(settings, {"class": "TokenUNet", "args": args}, songs, corpus / "valid")
+
+    train(make, out, options)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,171 @@
+"""What the training commands share: their options, and a run from start or checkpoint to end."""
+
+from __future__ import annotations
+
+import functools
+import math
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from recipes.training.log import Log, Window
+from recipes.training.processes import Processes, processes, relaunch, wanted
+from recipes.training.trainer import Runtime, Task, Trainer, load_state
+
+LOG_STEPS = 100
+CHECKPOINT = "checkpoint.pt"
+
+_OPTIONS = [
+    click.option(
+        "--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True
+    ),
+    click.option(
+        "--devices",
+        default="auto",
+        show_default=True,
+        help="Processes on this machine; auto: one for each GPU.",
+    ),
+    click.option(
+        "--device",
+        type=click.Choice(["auto", "cpu"]),
+        default="auto",
+        show_default=True,
+        help="cpu leaves the GPUs alone.",
+    ),
+    click.option(
+        "--micro", default=0, help="Items through the network at once (gradient accumulation)."
+    ),
+    click.option("--workers", default=0, show_default=True, help="Data processes a process."),
+    click.option("--save-minutes", default=4.0, show_default=True),
+    click.option("--validate-minutes", default=12.0, show_default=True),
+    click.option("--score-minutes", default=60.0, show_default=True),
+    click.option("--minutes", default=math.inf, help="Stop after this time (the run can go on)."),
+]
+_NAMES = (
+    "precision", "devices", "device", "micro", "workers", "save_minutes", "validate_minutes",
+    "score_minutes", "minutes",
+)  # fmt: skip
+
+
+def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options of how a run is carried out; the command gets them as ``options``."""
+
+    @functools.wraps(command)
+    def wrapped(**values: Any) -> Any:
+        return command(options={name: values.pop(name) for name in _NAMES}, **values)
+
+    for option in reversed(_OPTIONS):
+        wrapped = option(wrapped)
+    return wrapped
+
+
+def train(
+    make: Callable[[dict[str, Any] | None], Task], out: Path, options: dict[str, Any]
+) -> None:
+    """Trains from the start or from the run folder's checkpoint, in one process or several.
+
+    Arguments:
+        make: the task, given a checkpoint's state or None.
+        out: the run's folder.
+        options: see `training_options`.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        if relaunch(wanted(options["devices"])):
+            return
+        with processes(options["device"]) as place:
+            checkpoint = out / CHECKPOINT
+            state = load_state(checkpoint) if checkpoint.exists() else None
+            runtime = Runtime(options["precision"], options["micro"], options["workers"])
+            trainer = Trainer(make(state), place, runtime)
+            if state is None:
+                trainer.prepare()
+            else:
+                trainer.load(state)
+                say(place, f"continues at step {trainer.step} of {trainer.settings.steps}")
+            del state
+            run(trainer, out, options)
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def say(place: Processes, text: str) -> None:
+    """Tells a line on stderr, once."""
+    if place.first:
+        click.echo(text, err=True)
+
+
+def run(trainer: Trainer, out: Path, options: dict[str, Any]) -> None:
+    """Steps, logs, checkpoints, validates and scores until the end or the time given."""
+    place, settings, window = trainer.processes, trainer.settings, Window()
+    stop: list[int] = []
+    # A machine that is taken back says so: the checkpoint is written before the end.
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: stop.append(number))
+    start = time.monotonic()
+    first, last = trainer.step, False
+    due = dict.fromkeys(("save", "validate", "score"), start)
+
+    def is_due(name: str) -> bool:
+        return time.monotonic() - due[name] > options[f"{name}_minutes"] * 60
+
+    log = Log(out, trainer.step, trainer.task.stems) if place.first else None
+    try:
+        while trainer.step < settings.steps and not last:
+            window.add(*trainer.advance())
+            minutes = (time.monotonic() - start) / 60
+            last = place.agree(bool(stop) or minutes > options["minutes"])
+            last = last or trainer.step == settings.steps
+            if trainer.step % LOG_STEPS == 0 or last:
+                loss, stems = window.summary(place)
+                line = {
+                    "step": trainer.step,
+                    "minutes": round(minutes, 2),
+                    "hours_seen": round(trainer.seconds / 3600, 3),
+                    "lr": trainer.task.rate(trainer.step),
+                    "songs": trainer.songs,
+                    "loss": loss,
+                    "stems": stems,
+                }
+                if log is not None:
+                    log.write(line)
+                speed = (trainer.step - first) / (minutes * 60)
+                audio = settings.batch * settings.samples / 22050
+                left = (settings.steps - trainer.step) / speed / 60
+                share = 100 * trainer.step / settings.steps
+                say(
+                    place,
+                    f"step {trainer.step} ({share:.1f} %), {speed * audio:.1f} audio-s/s, "
+                    f"{left:.0f} min left",
+                )
+            if place.agree(is_due("save")) or last:
+                trainer.save(out / CHECKPOINT)
+                trainer.refresh()
+                due["save"] = time.monotonic()
+            # Told to stop there is no time for more than the checkpoint.
+            interrupted = place.agree(bool(stop))
+            for name, measure in (
+                ("validate", trainer.task.validate),
+                ("score", trainer.task.score),
+            ):
+                if not (place.agree(is_due(name)) or last) or interrupted:
+                    continue
+                if log is not None:
+                    key = "valid" if name == "validate" else name
+                    trainer.average.eval()
+                    with torch.no_grad(), trainer.autocast():
+                        values = measure(trainer.average)
+                    log.write({"step": trainer.step, key: values})
+                    log.chart(out / "curves.png")
+                    say(place, f"step {trainer.step} {key} {values}")
+                due[name] = time.monotonic()
+                place.wait()
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        if log is not None:
+            with log:
+                log.chart(out / "curves.png")
