@@ -1,0 +1,396 @@
+"""Runs methods on clips through the product's own :class:`mgdm_audio.Separator`, resumably.
+
+Every posterior sample of a clip is kept in a folder (the store) as soon as it is drawn, under the
+fingerprint of all that it depends on. A run that was killed goes on where it was, and one sample,
+the mean of two and the mean of four come out of the same four samples: the separator is run with
+``average=N`` each time, and its sampler is played back from the store.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mgdm_audio import Separator, __version__, hub, samplers
+from mgdm_audio.denoise import CountingDenoiser, Denoiser
+from mgdm_audio.draws import Draws
+from mgdm_audio.evaluate import TrackScores, evaluate_track
+from mgdm_audio.samplers.base import Callback, Cost, Problem, Progress, Sampler
+from recipes.compare.clips import Clip
+
+SEEDS_A_SONG = 1000
+"""Sample s of song n has the seed (n + 1) * this + s, after that of the run."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method with its settings.
+
+    Arguments:
+        method: name of the sampler.
+        preset: name of its preset.
+        settings: what replaces settings of the preset; other options of the separator, such as
+            those of a warm start, may be among them.
+        note: where the settings are from, for tables.
+    """
+
+    method: str
+    preset: str = "default"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+    def text(self) -> str:
+        """Preset and changed settings, for people."""
+        changed = [f"{key}={value}" for key, value in self.settings.items()]
+        return " ".join([self.preset, *changed])
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What samples of a clip cost.
+
+    Attributes:
+        calls: network calls, with or without a gradient.
+        vjps: vector-Jacobian products of the network.
+        seconds: elapsed, in the sampler.
+        cpu_seconds: of all threads of the process, in the sampler.
+        peak_mib: largest memory while sampling: of the process on a CPU, allocated on a GPU.
+    """
+
+    calls: float = 0.0
+    vjps: float = 0.0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    peak_mib: float = 0.0
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(
+            self.calls + other.calls,
+            self.vjps + other.vjps,
+            self.seconds + other.seconds,
+            self.cpu_seconds + other.cpu_seconds,
+            max(self.peak_mib, other.peak_mib),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """Separated stems of a clip.
+
+    Attributes:
+        stems: float32 (4, T), they add up to the mixture.
+        residual_db: what the sampler left of the mixture, see :class:`mgdm_audio.Separation`.
+        spent: cost of all samples that went in.
+    """
+
+    stems: NDArray[np.float32]
+    residual_db: float
+    spent: Spent
+
+
+class Failed(RuntimeError):
+    """A sampler whose values were not finite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tape(Sampler):
+    """Plays samples of one clip back, and records those that are not on the tape.
+
+    Arguments:
+        inner: the sampler.
+        folder: where the clip's samples are.
+        position: a list of one: number of the next sample; it counts on.
+    """
+
+    name: ClassVar[str] = "tape"
+
+    inner: Sampler
+    folder: Path
+    position: list[int]
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """See `Sampler.needs`."""
+        return self.inner.needs
+
+    def cost(self) -> Cost:
+        """See `Sampler.cost`."""
+        return self.inner.cost()
+
+    def sample(
+        self,
+        denoise: Denoiser,
+        problem: Problem,
+        draws: Draws,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """See `Sampler.sample`; each row of the batch is the next sample."""
+        first = self.position[0]
+        numbers = range(first, first + problem.shape[0])
+        self.position[0] += len(numbers)
+        if not all(recorded(self.folder, s) for s in numbers):
+            self._record(denoise, problem, draws, callback, numbers)
+        rows = [torch.from_numpy(np.load(_stems_file(self.folder, s))) for s in numbers]
+        return torch.stack(rows).to(problem.y)
+
+    def _sample(
+        self, denoise: Denoiser, problem: Problem, draws: Draws, progress: Progress
+    ) -> Tensor:
+        raise NotImplementedError("a tape is played with `sample`")
+
+    def _record(
+        self,
+        denoise: Denoiser,
+        problem: Problem,
+        draws: Draws,
+        callback: Callback | None,
+        numbers: range,
+    ) -> None:
+        counted = CountingDenoiser(denoise)
+        device = problem.y.device
+        _forget_peak(device)
+        start, cpu = time.monotonic(), time.process_time()
+        rows = self.inner.sample(counted, problem, draws, callback).float().cpu().numpy()
+        n = len(numbers)
+        spent = Spent(
+            calls=counted.calls / n,
+            vjps=counted.vjps / n,
+            seconds=(time.monotonic() - start) / n,
+            cpu_seconds=(time.process_time() - cpu) / n,
+            peak_mib=_peak_mib(device),
+        )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for s, row in zip(numbers, rows, strict=True):
+            write_whole(_cost_file(self.folder, s), json.dumps(dataclasses.asdict(spent)).encode())
+            part = _stems_file(self.folder, s).with_suffix(f".{os.getpid()}.part")
+            with open(part, "wb") as file:
+                np.save(file, row)
+            os.replace(part, _stems_file(self.folder, s))
+
+
+class Bench:
+    """Methods, clips and the store.
+
+    Arguments:
+        prior: the prior of all methods.
+        store: folder of the samples; it can be deleted at any time.
+        regressor: the regressor of the methods that ask one; by default the shipped one.
+        device, precision, batch: see :class:`mgdm_audio.Separator`.
+        seed: of the run.
+        say: told one line of progress at a time.
+    """
+
+    def __init__(
+        self,
+        prior: hub.Prior,
+        store: str | Path,
+        *,
+        regressor: hub.Regressor | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+        batch: int | None = None,
+        seed: int = 0,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.prior, self.store, self.seed, self.say = prior, Path(store), seed, say
+        self.regressor = regressor
+        self.options = {"device": device, "precision": precision, "batch": batch}
+
+    def separator(self, entry: Entry, average: int = 1) -> Separator:
+        """The separator of an entry.
+
+        Raises:
+            ValueError: for a method, preset or setting that is not there or does not fit the prior.
+            ModelError: if it asks a regressor and there is none.
+        """
+        options: dict[str, Any] = {**self.options, "regressor": self.regressor, **entry.settings}
+        asks_prior = "prior" in samplers.get(entry.method).needs
+        model = self.prior if asks_prior else self.regressor
+        return Separator(model, entry.method, entry.preset, average=average, **options)
+
+    def possible(self, entries: Iterable[Entry]) -> list[Entry]:
+        """Those of the entries whose models are there; what is left out is said."""
+        found = []
+        for entry in entries:
+            try:
+                self.separator(entry)
+            except hub.ModelError as error:
+                self.say(f"{entry.method} {entry.note} is left out: {error}")
+            else:
+                found.append(entry)
+        return found
+
+    def describe(self, entry: Entry) -> dict[str, Any]:
+        """All that a sample of an entry depends on but the clip."""
+        separator = self.separator(entry)
+        sampler = dataclasses.asdict(separator.sampler)
+        asked = {}
+        if "regressor" in separator.sampler.needs and separator.models.regressor is not None:
+            asked["regressor"] = separator.models.regressor.sha256
+        return {
+            "version": __version__,
+            "model": separator.prior.sha256,
+            **asked,
+            "method": entry.method,
+            "sampler": sampler,
+            # What is no setting of the sampler is one of the separator.
+            "options": {k: v for k, v in entry.settings.items() if k not in sampler},
+            "precision": str(separator.dtype).removeprefix("torch."),
+            "seed": self.seed,
+        }
+
+    def folder(self, entry: Entry, clip: Clip) -> Path:
+        """Where the samples of a clip are."""
+        text = json.dumps(self.describe(entry), sort_keys=True, default=str)
+        fingerprint = hashlib.sha256(text.encode()).hexdigest()[:12]
+        folder = self.store / self.prior.sha256[:8] / f"{entry.method}-{fingerprint}"
+        return folder / f"{clip.name}-{clip.digest[:8]}"
+
+    def done(self, entry: Entry, clip: Clip) -> int:
+        """Number of samples of a clip in the store, from the first without a gap."""
+        folder, count = self.folder(entry, clip), 0
+        while recorded(folder, count):
+            count += 1
+        return count
+
+    def separate(self, entry: Entry, clip: Clip, first: int = 0, count: int = 1) -> Outcome:
+        """The mean of samples `first` to `first + count - 1` of a clip, drawn where missing.
+
+        Raises:
+            Failed: if the sampler gives values that are not finite, now or when it was first run.
+        """
+        separator = self.separator(entry, count)
+        folder = self.folder(entry, clip)
+        failed = folder / "failed.txt"
+        if failed.is_file():
+            raise Failed(failed.read_text())
+        tape = Tape(inner=separator.sampler, folder=folder, position=[first])
+        separator.sampler = tape
+        seed = self.seed + (clip.song + 1) * SEEDS_A_SONG + first
+        try:
+            result = separator.separate(clip.mix, self.prior.sample_rate, seed=seed)
+        except FloatingPointError as error:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(failed, str(error).encode())
+            raise Failed(str(error)) from error
+        spent = Spent()
+        for s in range(first, tape.position[0]):
+            spent += Spent(**json.loads(_cost_file(folder, s).read_text()))
+        stems = np.stack([result.stems[name] for name in self.prior.stems])
+        return Outcome(stems, result.residual_db, spent)
+
+    def fill(
+        self,
+        jobs: Iterable[tuple[Entry, Clip, int]],
+        minutes: float | None = None,
+        share: tuple[int, int] = (0, 1),
+    ) -> bool:
+        """Draws samples that are not in the store.
+
+        Arguments:
+            jobs: entry, clip and number of the sample.
+            minutes: no sample is begun after this time.
+            share: (i, n): of the jobs every n-th from the i-th, for n processes at once.
+
+        Returns:
+            Whether all of its share was drawn.
+        """
+        missing = [
+            job
+            for job in list(jobs)[share[0] :: share[1]]
+            if not recorded(folder := self.folder(job[0], job[1]), job[2])
+            and not (folder / "failed.txt").is_file()
+        ]
+        start = time.monotonic()
+        for done, (entry, clip, number) in enumerate(missing):
+            spent = time.monotonic() - start
+            if minutes is not None and spent > 60 * minutes:
+                self.say(f"out of time: {len(missing) - done} of {len(missing)} samples not drawn")
+                return False
+            try:
+                outcome = self.separate(entry, clip, number)
+            except Failed as error:
+                self.say(f"{entry.method} {clip.name}: {error}")
+                continue
+            left = (time.monotonic() - start) / (done + 1) * (len(missing) - done - 1)
+            self.say(
+                f"{done + 1}/{len(missing)} {entry.method} {entry.note} {clip.name} "
+                f"sample {number}: {outcome.spent.seconds:.1f} s, about {left / 60:.0f} min left"
+            )
+        return True
+
+    def score(
+        self, entry: Entry, clips: Sequence[Clip], count: int = 1, first: int = 0
+    ) -> tuple[list[TrackScores], list[Outcome]]:
+        """Scores of the mean of `count` samples of each clip that has them in the store."""
+        tracks, outcomes = [], []
+        for clip in clips:
+            if self.done(entry, clip) < first + count:
+                continue
+            outcome = self.separate(entry, clip, first, count)
+            tracks.append(
+                evaluate_track(clip.stems, outcome.stems, self.prior.sample_rate, name=clip.name)
+            )
+            outcomes.append(outcome)
+        return tracks, outcomes
+
+
+def tuples(value: Any) -> Any:
+    """Lists as tuples, all the way down: settings are immutable."""
+    return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+
+def recorded(folder: Path, number: int) -> bool:
+    """Whether a sample is in a folder of the store."""
+    return _stems_file(folder, number).is_file()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """A file under its final name only when it is complete."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_bytes(content)
+    os.replace(part, path)
+
+
+def _stems_file(folder: Path, number: int) -> Path:
+    return folder / f"{number:04d}.npy"
+
+
+def _cost_file(folder: Path, number: int) -> Path:
+    return folder / f"{number:04d}.json"
+
+
+def _forget_peak(device: torch.device) -> None:
+    """Starts the measurement of the largest memory anew, where the system can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif sys.platform == "linux":
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            return  # not allowed here: the peak is then that of the process so far
+
+
+def _peak_mib(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    if sys.platform == "linux":
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 1024)

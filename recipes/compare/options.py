@@ -1,0 +1,103 @@
+"""Options that the commands share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import torch
+
+from mgdm_audio import hub
+from mgdm_audio.separate import resolve_device
+from recipes.compare.bench import Bench, tuples
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_SHARED = (
+    click.option(
+        "--corpus", type=click.Path(path_type=Path), required=True, help="Folder of the splits."
+    ),
+    click.option("--model", default="default", show_default=True, help="Name or folder."),
+    click.option("--regressor", help="Name or folder; by default the shipped one, if there is."),
+    click.option(
+        "--store",
+        type=click.Path(path_type=Path),
+        default=Path("work/compare"),
+        show_default=True,
+        help="Folder of the samples, with which a run goes on where it was.",
+    ),
+    click.option("--device", default="auto", show_default=True),
+    click.option(
+        "--precision",
+        type=click.Choice(["auto", "fastest", "float32", "bfloat16"]),
+        default="auto",
+        show_default=True,
+    ),
+    click.option("--threads", default=1, show_default=True, help="Threads on a CPU."),
+    click.option("--seed", default=0, show_default=True),
+    click.option("--minutes", type=float, help="Begin no sample after so many minutes."),
+    click.option(
+        "--share",
+        default="1/1",
+        show_default=True,
+        callback=lambda ctx, param, value: parse_share(value),
+        help="i/n: draw the i-th of n parts of the samples, for n processes at once.",
+    ),
+)
+
+
+def shared(command: Command) -> Command:
+    """Adds the options that make a bench, and what it may do."""
+    for option in reversed(_SHARED):
+        command = option(command)
+    return command
+
+
+def make_bench(
+    model: str,
+    regressor: str | None,
+    store: Path,
+    device: str,
+    precision: str,
+    threads: int,
+    seed: int,
+) -> Bench:
+    """The bench of a command's options; its progress goes to stderr."""
+    torch.set_num_threads(threads)
+    place = resolve_device(device)
+    if regressor is None and "regressor" in {info.name for info in hub.models()}:
+        regressor = "regressor"
+    return Bench(
+        hub.load(model, place),
+        store,
+        regressor=None if regressor is None else hub.load_regressor(regressor, place),
+        device=device,
+        precision=precision,
+        seed=seed,
+        say=lambda line: click.echo(line, err=True),
+    )
+
+
+def parse_share(text: str) -> tuple[int, int]:
+    """``i/n`` as (i - 1, n)."""
+    try:
+        part, parts = map(int, text.split("/"))
+    except ValueError as error:
+        raise click.BadParameter(f"'{text}' is not of the form i/n, such as 1/2") from error
+    if not 1 <= part <= parts:
+        raise click.BadParameter(f"'{text}': the part must be from 1 to {parts}")
+    return part - 1, parts
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """``name=value`` with a JSON value; lists become tuples. Plain words are text."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise click.BadParameter(f"'{text}' is not of the form name=value")
+    try:
+        return name, tuples(json.loads(value))
+    except json.JSONDecodeError:
+        return name, value

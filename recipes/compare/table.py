@@ -1,0 +1,172 @@
+"""Runs all methods on the held-out songs and writes the table: plan.yaml in, CSV and Markdown out.
+
+Methods are those of the registry, settings those of their presets and of winners.yaml (tune.py).
+Everything goes through mgdm_audio.Separator with one prior. A run that was killed goes on where it
+was; --only-tables writes the tables of what there is.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from mgdm_audio import samplers
+from recipes.compare.bench import Bench, Entry, tuples
+from recipes.compare.budgets import WINNERS, load_candidates, load_winners
+from recipes.compare.clips import LISTS, Clip, clips
+from recipes.compare.options import make_bench, shared
+from recipes.compare.report import Row, make_row, markdown, write_tables
+
+PLAN = Path(__file__).parent / "plan.yaml"
+RESULTS = Path(__file__).parent / "results"
+
+TUNED = "tuned"
+
+
+@dataclass(frozen=True)
+class Group:
+    """A part of the plan; see plan.yaml."""
+
+    clips: str
+    settings: str
+    methods: Sequence[str] = ()
+    budgets: Sequence[int] = ()
+    samples: Sequence[int] = (1,)
+    minutes: float | None = None
+    replace: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.clips not in LISTS:
+            raise ValueError(f"unknown list '{self.clips}', expected one of {', '.join(LISTS)}")
+        if self.settings == TUNED and not self.budgets:
+            raise ValueError("a group of tuned settings needs its budgets")
+        if unknown := {*self.methods} - {*samplers.names()}:
+            raise ValueError(
+                f"unknown methods {', '.join(sorted(unknown))}; there are "
+                f"{', '.join(samplers.names())}"
+            )
+
+    def entries(self, winners: Path = WINNERS) -> list[Entry]:
+        """The methods with their settings; those without such a preset or winner are left out.
+
+        Raises:
+            FileNotFoundError: if nothing was tuned and tuned settings are asked for.
+        """
+        entries = []
+        tuned = load_winners(winners) if self.settings == TUNED else {}
+        for method in self.methods or samplers.names():
+            if self.settings == TUNED:
+                rows = tuned.get(method, {})
+                entries += [rows[budget] for budget in self.budgets if budget in rows]
+            elif self.settings in samplers.sampler_class(method).PRESETS:
+                changed = {k: tuples(v) for k, v in self.replace.get(method, {}).items()}
+                entries.append(Entry(method, self.settings, changed, self.settings))
+        return entries
+
+
+def load_plan(path: str | Path = PLAN) -> list[Group]:
+    """The groups of a plan.
+
+    Raises:
+        ValueError: for a field, list or method that is not known; it names the file.
+    """
+    content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    try:
+        return [Group(**group) for group in content["groups"]]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def run_group(
+    bench: Bench,
+    group: Group,
+    entries: Sequence[Entry],
+    listed: Sequence[Clip],
+    name: str,
+    vjp_cost: float,
+    share: tuple[int, int] | None,
+    minutes: float | None = None,
+) -> list[Row]:
+    """Draws what is missing of a group (nothing if share is None), and its rows.
+
+    Clip by clip for all methods, first samples first: whenever it is stopped, what there is of
+    the methods is of the same clips.
+    """
+    if share is not None:
+        limits = [limit for limit in (minutes, group.minutes) if limit is not None]
+        jobs = [
+            (entry, clip, number)
+            for number in range(max(group.samples))
+            for clip in listed
+            for entry in entries
+        ]
+        bench.fill(jobs, min(limits) if limits else None, share)
+    rows = []
+    for entry in entries:
+        for count in sorted(group.samples):
+            scored = bench.score(entry, listed, count)
+            rows.append(make_row(bench, entry, name, len(listed), count, scored, vjp_cost))
+    return rows
+
+
+@click.command(help=__doc__)
+@shared
+@click.option("--split", type=click.Choice(["valid", "test"]), default="test", show_default=True)
+@click.option(
+    "--plan", "source", type=click.Path(path_type=Path), default=PLAN, show_default="plan.yaml"
+)
+@click.option(
+    "--winners", type=click.Path(path_type=Path), default=WINNERS, show_default="winners.yaml"
+)
+@click.option("--group", "numbers", multiple=True, type=int, help="Only this group, from 1.")
+@click.option(
+    "--list", "which", type=click.Choice(list(LISTS)), help="All groups on this list instead."
+)
+@click.option("--only-tables", is_flag=True, help="Draw nothing.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=RESULTS / "table",
+    show_default="results/table",
+)
+def main(
+    corpus: Path,
+    split: str,
+    source: Path,
+    winners: Path,
+    numbers: tuple[int, ...],
+    which: str | None,
+    only_tables: bool,
+    out: Path,
+    minutes: float | None,
+    share: tuple[int, int],
+    **options: Any,
+) -> None:
+    bench = make_bench(**options)
+    vjp_cost, _ = load_candidates()
+    rows: list[Row] = []
+    for number, group in enumerate(load_plan(source), start=1):
+        if numbers and number not in numbers:
+            continue
+        entries = bench.possible(group.entries(winners))
+        chosen = which or group.clips
+        listed = clips(corpus / split, LISTS[chosen])
+        part = None if only_tables else share
+        click.echo(f"group {number}: {len(entries)} entries, {len(listed)} clips", err=True)
+        name = f"{split} {chosen}"
+        group_rows = run_group(bench, group, entries, listed, name, vjp_cost, part, minutes)
+        rows += [row for row in group_rows if row.clips[0] or not only_tables]
+    click.echo(markdown(rows))
+    write_tables(out, rows, "# All methods on the same prior and clips\n\n")
+
+
+if __name__ == "__main__":
+    main()
