@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mgdm_audio.denoise import GaussianDenoiser, MixtureDenoiser
-from mgdm_audio.operators import Mixture
+from mgdm_audio.operators import KnownStems, Mixture, PointwiseOperator, Stack
 from mgdm_audio.samplers.base import Problem
 
 
@@ -84,3 +84,29 @@ def sliced_wasserstein(a: Tensor, b: Tensor, directions: int = 100) -> float:
     u = u / u.norm(dim=0)
     project = [(s.flatten(1) @ u).sort(dim=0).values for s in (a, b)]
     return float((project[0] - project[1]).abs().mean())
+
+
+class GaussianRegressor:
+    """E[stems | their sum, some of them], exact for the prior N(m, C); a `Regressor`.
+
+    Every item is solved by itself: no batch can change it.
+    """
+
+    def __init__(self, prior: GaussianDenoiser) -> None:
+        self.prior = prior
+
+    def __call__(self, mix: Tensor, stems: Tensor, known: Tensor) -> Tensor:
+        rows = [self._item(*item) for item in zip(mix, stems, known, strict=True)]
+        return torch.stack(rows)
+
+    def _item(self, mix: Tensor, stems: Tensor, known: Tensor) -> Tensor:
+        k, length = stems.shape
+        given = [i for i in range(k) if known[i]]
+        if len(given) == k:
+            return stems
+        operators: list[PointwiseOperator] = [Mixture(k)]
+        operators += [KnownStems(given, k)] if given else []
+        seen = torch.cat([mix, stems[given]])
+        matrix = Stack(operators).matrix((k, length))
+        out = self.prior.posterior(matrix, seen, 0.0).mean.to(stems)
+        return torch.where(known[:, None], stems, out)

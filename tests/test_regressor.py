@@ -1,0 +1,351 @@
+"""Regressors: the network, the direct estimate, Gibbs with it, models of the two kinds."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_prior
+from oracles import GaussianRegressor
+from torch import nn
+
+from mgdm_audio import STEMS, Separator, hub, samplers
+from mgdm_audio.denoise import CountingDenoiser, GaussianDenoiser
+from mgdm_audio.draws import SeededDraws
+from mgdm_audio.metrics import si_sdr_improvement
+from mgdm_audio.models import Models
+from mgdm_audio.nn import SpectralRegressor, build
+from mgdm_audio.operators import KnownStems, Mask, Mixture, Stack
+from mgdm_audio.regress import WithRegressor
+from mgdm_audio.samplers.base import Problem
+
+SMALL = {
+    "backbone": {
+        "bins": 128, "channels": [8, 8], "blocks": [1, 1], "width": 16, "depth": 2,
+        "embedding": 16,
+    },
+    "stft": {"n_fft": 256},
+}  # fmt: skip
+
+# --- the network -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    net = build("TokenUNetRegressor", SMALL)
+    assert isinstance(net, SpectralRegressor)
+    for p in net.parameters():  # away from the zero initialisation of the last layers
+        nn.init.normal_(p, std=0.1)
+    net.sigma_data.copy_(0.02 + 0.1 * torch.rand(net.sigma_data.shape))
+    return net
+
+
+def stems(samples=1000, batch=2):
+    return 0.1 * torch.randn(batch, 4, samples, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("samples", [1, 63, 64, 1000])
+@pytest.mark.parametrize("given", [[], [2], [0, 3], [0, 1, 3], [0, 1, 2, 3]])
+def test_adds_up_to_the_mix_and_keeps_what_is_given(net, samples, given):
+    x = stems(samples)
+    known = torch.zeros(2, 4, dtype=torch.bool)
+    known[:, given] = True
+    out = net(x.sum(1, keepdim=True), x, known)
+    assert out.shape == x.shape
+    assert torch.equal(out[:, given], x[:, given])
+    assert (out.sum(1) - x.sum(1)).abs().max() < 1e-6
+    if len(given) == 3:
+        assert (out - x).abs().max() < 1e-6
+    elif len(given) < 3:
+        assert (out - x).abs().max() > 1e-3
+
+
+def test_does_not_read_what_is_not_given(net):
+    x = stems()
+    known = torch.tensor([[True, False, False, False], [False, False, True, True]])
+    mix = x.sum(1, keepdim=True)
+    other = torch.where(known[:, :, None], x, torch.full_like(x, 7.0))
+    assert torch.equal(net(mix, x, known), net(mix, other, known))
+    # ... but what is given counts for more than the rest it leaves.
+    moved = x.clone()
+    moved[1, 2], moved[1, 3] = x[1, 3], x[1, 2]
+    assert not torch.allclose(net(mix, moved, known)[1, 0], net(mix, x, known)[1, 0], atol=1e-4)
+
+
+def test_zero_backbone_is_the_wiener_filter(net):
+    for p in net.parameters():
+        nn.init.zeros_(p)
+    net.sigma_data.copy_(torch.tensor([0.1, 0.2, 0.3, 0.4])[:, None].expand(-1, 129))
+    x = stems()
+    mix = x.sum(1, keepdim=True)
+    share = torch.tensor([1.0, 4, 9, 16])[:, None] / 30
+    assert torch.allclose(net(mix, x, torch.zeros(2, 4).bool()), share * mix, atol=1e-6)
+    known = torch.tensor([[False, True, False, True]]).expand(2, -1)
+    rest = mix[:, 0] - x[:, 1] - x[:, 3]
+    assert torch.allclose(net(mix, x, known)[:, 2], 0.9 * rest, atol=1e-6)
+
+
+def test_has_the_weights_of_the_denoiser(net):
+    net.load_state_dict(build("TokenUNet", SMALL).state_dict())
+
+
+def test_items_are_independent_and_gradients_finite(net):
+    x = stems(2048).requires_grad_()
+    known = torch.tensor([[False] * 4, [True, False, True, False]])
+    mix = stems(2048).sum(1, keepdim=True)
+    out = net(mix, x, known)
+    assert torch.allclose(net(mix[1:], x[1:], known[1:]), out[1:], atol=1e-6)
+    (slope,) = torch.autograd.grad(out[1, 1].square().sum(), x)
+    assert torch.isfinite(slope).all()
+    assert slope[1, 0].abs().max() > 0
+    assert slope[0].abs().max() == slope[1, 3].abs().max() == 0
+
+
+def test_network_refuses_shapes(net):
+    with pytest.raises(ValueError, match="mix must have shape"):
+        net(torch.zeros(2, 4, 8), torch.zeros(2, 4, 8), torch.zeros(2, 4).bool())
+    with pytest.raises(ValueError, match="stems and known"):
+        net(torch.zeros(2, 1, 8), torch.zeros(2, 4, 9), torch.zeros(2, 4).bool())
+    with pytest.raises(ValueError, match="known"):
+        build("TokenUNetRegressor", {**SMALL, "stft": {"n_fft": 256, "known": 3.0, "unknown": 1.0}})
+
+
+# --- samplers, on exact answers ------------------------------------------------------------------
+
+
+def gaussian():
+    a = torch.randn(32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    return GaussianDenoiser(torch.linspace(-1, 1, 32).double().reshape(4, 8), a @ a.T / 32)
+
+
+def answer(name, problem, seeds=(1, 2), **settings):
+    counted = CountingDenoiser(WithRegressor(GaussianRegressor(gaussian())))
+    draws = SeededDraws(list(seeds), dtype=torch.float64)
+    return samplers.get(name, **settings).sample(counted, problem, draws), counted.calls
+
+
+def observed():
+    return torch.randn(2, 1, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+
+
+@pytest.mark.parametrize("name", ["regressor", "gibbs"])
+def test_exact_answers_give_the_posterior_mean(name):
+    """The mean is where Gibbs with means stays."""
+    y = observed()
+    x, _ = answer(name, Problem(Mixture(4), y, 0.0, (2, 4, 8)))
+    for i in range(2):
+        mean = gaussian().posterior(Mixture(4).matrix((4, 8)), y[i], 0.0).mean
+        assert torch.allclose(x[i], mean, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["regressor", "gibbs"])
+def test_given_stems_are_conditioned_on(name):
+    y = torch.cat([observed(), 0.3 * observed(), -observed()], dim=1)
+    operator = Stack([Mixture(4), KnownStems([2, 0])])
+    x, _ = answer(name, Problem(operator, y, 0.0, (2, 4, 8)))
+    assert torch.equal(x[:, [2, 0]], y[:, 1:])
+    for i in range(2):
+        mean = gaussian().posterior(operator.matrix((4, 8)), y[i], 0.0).mean
+        assert torch.allclose(x[i], mean, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["regressor", "gibbs"])
+def test_given_parts_are_put_in_their_place(name):
+    keep = (torch.arange(8) < 3).expand(2, 4, 8).clone()
+    keep[1, :, 2] = False
+    true = torch.randn(2, 4, 8, dtype=torch.float64)
+    y = torch.cat([true.sum(1, keepdim=True), true * keep], dim=1)
+    x, _ = answer(name, Problem(Stack([Mixture(4), Mask(keep)]), y, 0.0, (2, 4, 8)))
+    whole, _ = answer(name, Problem(Mixture(4), y[:, :1], 0.0, (2, 4, 8)))
+    assert torch.allclose(x, torch.where(keep, true, whole))
+    assert torch.allclose(x.sum(1), y[:, 0])
+
+
+@pytest.mark.parametrize("name", ["regressor", "gibbs"])
+@pytest.mark.parametrize(
+    "operator",
+    [Mixture(4, [1, 1, 2, 1]), KnownStems([0]), Stack([Mixture(4), Mixture(4, [1, 0, 0, 2])])],
+)
+def test_other_observations_are_refused(name, operator):
+    y = torch.zeros(2, operator.rows, 8, dtype=torch.float64)
+    with pytest.raises(ValueError, match="plain sum of the stems"):
+        answer(name, Problem(operator, y, 0.0, (2, 4, 8)))
+
+
+def test_schedule_is_the_published_annealing():
+    """Share of kept stems at step n of N, whatever the constant alpha of the published form."""
+    steps = 40
+
+    class Record:
+        masks: list[torch.Tensor] = []
+
+        def regress(self, mix, x, known):
+            self.masks.append(known)
+            return torch.where(known[:, :, None], x, mix / 4)
+
+    model = Record()
+    problem = Problem(Mixture(4), torch.ones(500, 1, 1), 0.0, (500, 4, 1))
+    x = samplers.get("gibbs", steps=steps).sample(model, problem, SeededDraws(range(500)))
+    assert x.shape == (500, 4, 1)
+    for alpha in (0.5, 0.95):
+        top = (steps - 1) / steps
+        low = top * (1 - alpha)
+        for n in (0, 1, 10, 20, 30):
+            mask = model.masks[n]
+            kept = 1 - max(0, top - (n - 1) * (top - low) / (alpha * (steps - 1)))
+            # Items with fewer than two stems to renew are not asked: 0 kept is binomial.
+            none = float((mask.sum(1) == 0).sum()) / 500
+            assert none == pytest.approx((1 - kept) ** 4, abs=0.07)
+            assert mask.shape[0] == pytest.approx(
+                500 * (1 - kept**4 - 4 * kept**3 * (1 - kept)) if n else 500, abs=60
+            )
+            assert mask.sum(1).max() <= 2
+
+
+def test_gibbs_costs_less_than_planned_and_ends_on_the_constraint():
+    y = observed()
+    x, calls = answer("gibbs", Problem(Mixture(4), y, 0.0, (2, 4, 8)), steps=64)
+    assert 0.4 * 128 < calls < 0.8 * 128
+    assert torch.allclose(x.sum(1, keepdim=True), y)
+    one, calls = answer("gibbs", Problem(Mixture(4), y, 0.0, (2, 4, 8)), steps=1)
+    direct, _ = answer("regressor", Problem(Mixture(4), y, 0.0, (2, 4, 8)))
+    assert calls == 2
+    assert torch.equal(one, direct)
+
+
+def test_gibbs_items_do_not_depend_on_their_company():
+    y = observed()
+    together, _ = answer("gibbs", Problem(Mixture(4), y, 0.0, (2, 4, 8)), (5, 6))
+    alone, _ = answer("gibbs", Problem(Mixture(4), y[1:], 0.0, (1, 4, 8)), (6,))
+    assert torch.equal(alone, together[1:])
+
+
+def test_gibbs_refuses_no_steps():
+    with pytest.raises(ValueError, match="steps = 0"):
+        samplers.get("gibbs", steps=0)
+
+
+# --- models --------------------------------------------------------------------------------------
+
+
+class BandRegressor(nn.Module):
+    """The Wiener filter of the powers of `conftest.BandGaussian`."""
+
+    def forward(self, mix, x, known):
+        f = torch.fft.rfftfreq(mix.shape[-1])
+        centre = torch.tensor([0.0025, 0.3, 0.0115, 0.05])
+        distance = (f[None] + 1e-3).log() - centre.log()[:, None]
+        power = torch.where(known[:, :, None], 0, 0.01 * torch.exp(-2 * distance**2) + 1e-7)
+        given = torch.where(known[:, :, None], x, 0)
+        rest = torch.fft.rfft(mix - given.sum(1, keepdim=True))
+        share = power / power.sum(1, keepdim=True).clamp_min(1e-20)
+        return given + torch.fft.irfft(share * rest, n=mix.shape[-1])
+
+
+def make_regressor(**changes):
+    info = dataclasses.replace(
+        make_prior().info, name="bands-regressor", kind="regressor", sigma_min=0.0, sigma_max=0.0
+    )
+    return hub.Regressor(BandRegressor(), dataclasses.replace(info, **changes))
+
+
+@pytest.mark.parametrize("method", ["regressor", "gibbs"])
+def test_separates(music, method):
+    result = Separator(make_regressor(), method, "fast").separate(music.sum(0), 22050, seed=0)
+    for name, true in zip(STEMS, music, strict=True):
+        assert si_sdr_improvement(result.stems[name], true, music.sum(0)) > 10, name
+    assert np.abs(sum(result.stems.values()) - music.sum(0)).max() < 1e-6
+    assert result.settings["model"] == "bands-regressor"
+    assert result.settings["seams"] == "fade"
+    assert result.stats["calls"] >= 1
+
+
+def test_warm_start_from_a_regressor(prior, music):
+    options = {"warm_start": "regressor", "warm_sigma": 0.05, "regressor": make_regressor()}
+    separator = Separator(prior, "ddnm", "fast", **options)
+    result = separator.separate(music.sum(0), 22050, seed=0)
+    for name, true in zip(STEMS, music, strict=True):
+        assert si_sdr_improvement(result.stems[name], true, music.sum(0)) > 10, name
+    assert result.settings["warm_start"] == "regressor"
+    assert result.settings["sampler"]["sigma"] == 0.05
+    planned = separator.sampler.cost().calls
+    assert result.stats["calls"] == planned * result.stats["windows"]
+    assert planned < samplers.get("ddnm", "fast").cost().calls
+
+
+def test_regressor_is_brought_to_the_prior_s_level(prior):
+    """A network that answers at its own level alone."""
+    seen = []
+
+    class Listening(BandRegressor):
+        def forward(self, mix, x, known):
+            seen.append(float(mix.std()))
+            return super().forward(mix, x, known)
+
+    quiet = hub.Regressor(Listening(), make_regressor(level=prior.level / 4).info)
+    model = Models(prior, quiet).asked()
+    mix = torch.randn(1, 1, 4096)
+    known = torch.tensor([[True, False, False, False]])
+    x = torch.randn(1, 4, 4096)
+    out = model.regress(mix, x, known)
+    assert seen[0] == pytest.approx(float(mix.std()) / 4, rel=1e-5)
+    assert torch.equal(out[:, 0], x[:, 0])
+    assert torch.allclose(out, BandRegressor()(mix, x, known), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p, r: Separator(p, "regressor"), "'bands' is a prior, and a regressor is wanted"),
+        (lambda p, r: Separator(p, "gibbs"), "'bands' is a prior"),
+        (lambda p, r: Separator(r, "mgdm"), "is a regressor, and a prior is wanted"),
+        (lambda p, r: Separator(p, "ddnm", warm_start="regressor"), "both the method and the"),
+        (lambda p, r: Separator(p, "ddnm", warm_sigma=0.1), "both the method and the"),
+        (
+            lambda p, r: Separator(p, "ddnm", warm_start="gibbs", warm_sigma=0.1, regressor=p),
+            "'bands' is a prior, and a regressor",
+        ),
+        (
+            lambda p, r: Models(p, make_regressor(sample_rate=16000)),
+            "choose two that are alike",
+        ),
+        (
+            lambda p, r: Separator(p, "msdm", churn=60.0, sigma_max=15.0),
+            "from .* to 21.*trained from 0.0003 to 20",
+        ),
+        (
+            lambda p, r: Separator(p, "isdm", "fast", marginal_sigma=30.0),
+            "to 30 with these settings",
+        ),
+        (lambda p, r: Separator(p, "daps", "paper"), "from 0.0001"),
+    ],
+)
+def test_refusals(prior, make, message):
+    with pytest.raises(ValueError, match=message):
+        make(prior, make_regressor())
+
+
+def test_configs_of_regressors(tmp_path):
+    torch.manual_seed(0)
+    network = build("TokenUNetRegressor", SMALL)
+    config = {
+        "kind": "regressor", "name": "r", "summary": "s", "sample_rate": 22050,
+        "network": {"class": "TokenUNetRegressor", "args": SMALL},
+        "stems": list(STEMS), "level": 0.1, "licence": "CC0-1.0", "score": {},
+    }  # fmt: skip
+    info = hub.save_model(tmp_path / "r", network, config)
+    assert (info.kind, info.sigma_min, info.sigma_max) == ("regressor", 0.0, 0.0)
+    x, known = stems(), torch.zeros(2, 4, dtype=torch.bool)
+    mix = x.sum(1, keepdim=True)
+    loaded = hub.load_regressor(tmp_path / "r")
+    assert torch.allclose(loaded.regress(mix, x, known), network(mix, x, known), atol=1e-3)
+
+    with pytest.raises(hub.ModelError, match="'kind' must be one of prior, regressor"):
+        hub.save_model(tmp_path / "x", network, {**config, "kind": "oracle"})
+    wrong = {**config, "kind": "prior", "sigma_min": 1e-3, "sigma_max": 1.0}
+    hub.save_model(tmp_path / "wrong", network, wrong)
+    with pytest.raises(hub.ModelError, match="is no prior"):
+        hub.load(tmp_path / "wrong")

@@ -1,0 +1,147 @@
+"""The regressor's recipe on a corpus of tones: learns, goes on where it was, exports."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mgdm_audio import hub
+from mgdm_audio.nn import SpectralRegressor, build
+from recipes.prior.data import StemCorpus
+from recipes.regressor.export import export
+from recipes.regressor.train import Settings, Training, bands, learning_rate, losses
+
+ARGS = {
+    "backbone": {
+        "bins": 128, "channels": [8, 8], "blocks": [1, 1], "width": 16, "depth": 2,
+        "embedding": 16,
+    },
+    "stft": {"n_fft": 256},
+}  # fmt: skip
+NETWORK = {"class": "TokenUNetRegressor", "args": ARGS}
+SETTINGS = Settings(batch=2, samples=8192, lr=3e-3)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> StemCorpus:
+    """Four stems, each noise in a band of its own."""
+    rng = np.random.default_rng(0)
+    with (tmp_path / "index.jsonl").open("w") as index:
+        for n in range(2):
+            spectrum = np.fft.rfft(rng.normal(0, 3000, (4, 12000)))
+            place = np.arange(spectrum.shape[1]) * 4 // spectrum.shape[1]
+            stems = np.fft.irfft(spectrum * (place == np.arange(4)[:, None])).astype(np.int16)
+            np.save(tmp_path / f"{n}.npy", stems)
+            line = {"song": n, "file": f"{n}.npy", "samples": stems.shape[1]}
+            index.write(json.dumps(line) + "\n")
+    return StemCorpus(tmp_path)
+
+
+def test_goes_on_where_it_was(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr("time.process_time", lambda: 0.0)  # the decay follows the time
+    whole = Training(SETTINGS, NETWORK, corpus)
+    whole.prepare()
+    for _ in range(4):
+        whole.advance(torch.float32)
+    part = Training(SETTINGS, NETWORK, corpus)
+    part.prepare()
+    for _ in range(2):
+        part.advance(torch.float32)
+    part.save(tmp_path / "checkpoint.pt")
+    rest = Training.resume(tmp_path / "checkpoint.pt", corpus)
+    for _ in range(2):
+        rest.advance(torch.float32)
+    assert rest.step == whole.step
+    for a, b in ((whole.net, rest.net), (whole.average, rest.average)):
+        for key, value in a.state_dict().items():
+            assert torch.equal(value, b.state_dict()[key]), key
+
+
+def test_learns(corpus):
+    """Without measured scalings the bands of the stems have to be found."""
+    run = Training(replace(SETTINGS, lr=0.05), NETWORK, corpus)
+    membership = run.membership
+    clean, known = run.batch()
+    known[:] = False
+    before = losses(run.net, clean, known, membership)[0].mean()
+    for _ in range(10):
+        run.advance(torch.float32)
+    assert losses(run.net, clean, known, membership)[0].mean() < before - 0.1
+
+
+def test_loss_is_the_negative_snr():
+    """In nats, of the whole and a quarter of the mean over bands; silent and given stems too."""
+    net = build("TokenUNetRegressor", ARGS)
+    assert isinstance(net, SpectralRegressor)
+    torch.nn.init.zeros_(net.backbone.outputs.bias)
+    membership = bands(net.frame.bins)
+    assert torch.equal(membership.sum(1), torch.ones(129))
+    g = torch.Generator().manual_seed(0)
+    clean = torch.randn(1, 4, 8192, generator=g)
+    known = torch.zeros(1, 4, dtype=torch.bool)
+    # The last layer is zero: the estimate of equal powers is a quarter of the mix.
+    loss, snr = losses(net, clean, known, membership)
+    error = clean.sum(1, keepdim=True) / 4 - clean
+    expected = 10 * torch.log10(clean.square().sum(-1) / error.square().sum(-1))
+    assert torch.allclose(snr, expected, atol=0.1)
+    nats = -expected * 0.2302585
+    assert torch.allclose(loss, 1.25 * nats, atol=0.1)
+
+    known[0, :2] = True
+    clean[0, 3] = 0
+    loss, snr = losses(net, clean, known, membership)
+    assert torch.equal(loss[0, :2], torch.zeros(2))
+    # Half of stem 2 is taken for the silent one, a quarter of whose floor is 1e-3 of the mix.
+    mix, wrong = clean[0].sum(0).square().sum(), clean[0, 2].square().sum() / 4
+    silent = torch.log((wrong + 1e-3 * mix) / (1e-3 * mix))
+    assert loss[0, 3] == pytest.approx(1.25 * float(silent), abs=0.5)
+
+
+def test_given_stems_are_as_often_as_said(corpus):
+    run = Training(Settings(batch=400, samples=512), NETWORK, corpus)
+    counts = run.batch()[1].sum(1).bincount(minlength=3) / 400
+    assert torch.allclose(counts, torch.tensor([0.5, 0.25, 0.25]), atol=0.1)
+
+
+def test_learning_rate_ends_with_the_time():
+    settings = Settings(minutes=10)
+    rates = [learning_rate(settings, 1000, m / 10) for m in range(101)]
+    assert rates[0] == settings.lr
+    assert rates[-1] == pytest.approx(0.01 * settings.lr)
+    assert all(a >= b for a, b in pairwise(rates))
+    assert learning_rate(settings, 0, 0.0) == pytest.approx(0.01 * settings.lr)
+
+
+def test_starts_from_a_prior_and_is_exported(corpus, tmp_path):
+    prior = build("TokenUNet", ARGS)
+    config = {
+        "name": "prior", "summary": "", "network": {"class": "TokenUNet", "args": ARGS},
+        "sample_rate": 22050, "stems": ["bass", "drums", "guitar", "piano"], "level": 0.1,
+        "sigma_min": 1e-3, "sigma_max": 10.0, "licence": "CC0-1.0", "score": {},
+    }  # fmt: skip
+    hub.save_model(tmp_path / "prior", prior, config)
+    run = Training(SETTINGS, NETWORK, corpus)
+    run.start_from(hub.load(tmp_path / "prior"))
+    run.advance(torch.float32)
+    run.save(tmp_path / "checkpoint.pt")
+    crops = np.stack([corpus.stems(0)[:, :8192] / np.float32(32768)])
+    export(tmp_path / "checkpoint.pt", corpus, tmp_path / "tiny", "a tiny one", crops)
+    model = hub.load_regressor(tmp_path / "tiny")
+    clean, known = run.batch()
+    mix = clean.sum(1, keepdim=True)
+    expected = run.average(mix, clean, known)
+    assert torch.allclose(model.regress(mix, clean, known), expected, atol=1e-3)
+    assert model.info.kind == "regressor"
+    card = (tmp_path / "tiny" / "README.md").read_text()
+    assert "started from the weights of prior" in card
+    assert card.count("\n| 1 |") == 1
+    with pytest.raises(hub.ModelError, match="'tiny' is a regressor"):
+        hub.load(tmp_path / "tiny")
+    with pytest.raises(hub.ModelError, match="'prior' is a prior"):
+        hub.load_regressor(tmp_path / "prior")
