@@ -33,7 +33,7 @@ cli.add_command(separate)
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="As JSON, with everything the configs say.")
 def models(as_json: bool) -> None:
-    """List the priors there are: licence, sample rate, size and score."""
+    """List the models there are: what they are, licence, sample rate, size and score."""
     from mgdm_audio import hub
 
     try:
@@ -48,7 +48,8 @@ def models(as_json: bool) -> None:
     for info in found:
         score = ", ".join(f"{key} {value}" for key, value in info.score.items()) or "no score"
         click.echo(
-            f"{info.name}  {info.sample_rate} Hz  {info.parameters / 1e6:.1f} M parameters  "
+            f"{info.name}  {info.kind}  {info.sample_rate} Hz  "
+            f"{info.parameters / 1e6:.1f} M parameters  "
             f"{info.licence}\n    {info.summary}\n    {score}\n    {info.path}"
         )
 

@@ -38,6 +38,8 @@ class Request:
     preset: str
     quality: str | None
     average: int
+    warm_start: str | None
+    warm_sigma: float | None
     seed: int | None
     stems: str | None
     drop: str | None
@@ -64,7 +66,18 @@ class Request:
         """What decides the sampler: method, preset, samples averaged."""
         if self.quality is not None:
             return dict(QUALITIES[self.quality])
-        return {"method": self.method, "preset": self.preset, "average": self.average}
+        warm: dict[str, Any] = {}
+        if self.warm_start is not None:
+            warm = {"warm_start": self.warm_start, "warm_sigma": self.warm_sigma}
+        return {"method": self.method, "preset": self.preset, "average": self.average, **warm}
+
+    def model_name(self) -> str:
+        """Name or folder of the model that decides rate and level."""
+        if self.model is not None:
+            return self.model
+        settings = self.settings()
+        asked = samplers.get(settings["method"], settings["preset"]).needs
+        return "default" if "prior" in asked else "regressor"
 
 
 def _template(ctx: click.Context, param: click.Parameter, value: str) -> str:
@@ -131,6 +144,11 @@ def _options(command: Any) -> Any:
             click.option("--average", type=click.IntRange(1), default=1, show_default=True,
                          help="Samples to average: closer to the true stems, less sharp, and N "
                          "times the time."),
+            click.option("--warm-start", metavar="METHOD[:PRESET]", help="Begin with the stems of "
+                         "this method, by default of its preset fast, plus noise of level "
+                         "--warm-sigma."),
+            click.option("--warm-sigma", type=click.FloatRange(0, min_open=True), metavar="LEVEL",
+                         help="A mix has an RMS of some 0.07."),
             click.option("--seed", type=click.IntRange(0, 2**63 - 1),
                          help="Same seed, same stems. By default a random one, which is "
                          "reported."),
@@ -201,9 +219,12 @@ def _check(request: Request) -> None:
         raise click.UsageError("--overwrite, --skip-existing and --resume exclude each other")
     context = click.get_current_context()
     if request.quality is not None:
-        for option in ("method", "preset", "average"):
+        for option in ("method", "preset", "average", "warm_start", "warm_sigma"):
             if context.get_parameter_source(option) is click.core.ParameterSource.COMMANDLINE:
-                raise click.UsageError(f"--quality decides --{option}; give one of them")
+                name = option.replace("_", "-")
+                raise click.UsageError(f"--quality decides --{name}; give one of them")
+    if (request.warm_start is None) != (request.warm_sigma is None):
+        raise click.UsageError("--warm-start and --warm-sigma go together; give both")
     presets = samplers.sampler_class(request.method).PRESETS
     if request.preset not in presets:
         raise click.BadParameter(
@@ -265,7 +286,7 @@ def plan(request: Request, names: Sequence[str], inputs: Sequence[Input]) -> lis
         track = stem if stem.strip(".") else item.path.name.replace(".", "_")
         fields = {
             "track": track,
-            "model": Path(request.model or "default").name,
+            "model": Path(request.model_name()).name,
             "method": request.settings()["method"],
         }
         template = str(item.folder / request.filename)

@@ -84,7 +84,7 @@ def _separator(request: Request) -> Separator:
     try:
         sizes: dict[str, Any] = {}
         if request.window is not None or request.overlap is not None:
-            rate = hub.read_config(hub.find(request.model or "default")).sample_rate
+            rate = hub.read_config(hub.find(request.model_name())).sample_rate
             window, overlap = WINDOW, OVERLAP
             if request.window is not None:
                 window = max(1, round(request.window * rate / MULTIPLE)) * MULTIPLE

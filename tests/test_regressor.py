@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
+import soundfile as sf
 import torch
+from click.testing import CliRunner
 from conftest import make_prior
 from oracles import GaussianRegressor
 from torch import nn
 
 from mgdm_audio import STEMS, Separator, hub, samplers
+from mgdm_audio.cli import cli
 from mgdm_audio.denoise import CountingDenoiser, GaussianDenoiser
 from mgdm_audio.draws import SeededDraws
 from mgdm_audio.metrics import si_sdr_improvement
@@ -180,7 +184,8 @@ def test_schedule_is_the_published_annealing():
     steps = 40
 
     class Record:
-        masks: list[torch.Tensor] = []
+        def __init__(self):
+            self.masks = []
 
         def regress(self, mix, x, known):
             self.masks.append(known)
@@ -349,3 +354,60 @@ def test_configs_of_regressors(tmp_path):
     hub.save_model(tmp_path / "wrong", network, wrong)
     with pytest.raises(hub.ModelError, match="is no prior"):
         hub.load(tmp_path / "wrong")
+
+
+# --- the command line ----------------------------------------------------------------------------
+
+
+def _run(*args):
+    return CliRunner().invoke(cli, list(map(str, args)))
+
+
+def test_command_line_begins_with_a_regressor(tmp_path, monkeypatch, prior, music):
+    monkeypatch.setattr(hub, "load", lambda name, device="cpu": prior)
+    monkeypatch.setattr(hub, "load_regressor", lambda name, device="cpu": make_regressor())
+    song = tmp_path / "song.wav"
+    sf.write(song, music.sum(0), 22050, subtype="FLOAT")
+    options = ("-o", tmp_path / "out", "--filename", "{model}-{method}-{stem}.{ext}", "--json")
+    plain = _run("separate", song, "--method", "regressor", *options)
+    assert plain.exit_code == 0, plain.output
+    assert (tmp_path / "out" / "regressor-regressor-bass.wav").exists()
+    warm = ("--warm-start", "regressor", "--warm-sigma", 0.05)
+    result = _run("separate", song, "--method", "ddnm", "--preset", "fast", *warm, *options)
+    assert result.exit_code == 0, result.output
+    bass, _ = sf.read(tmp_path / "out" / "default-ddnm-bass.wav")
+    assert si_sdr_improvement(bass, music[0], music.sum(0)) > 10
+    report = json.loads((tmp_path / "out" / "default-ddnm-report.json").read_text())
+    assert '"warm_start": "regressor"' in json.dumps(report)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--warm-start", "regressor"), "go together"),
+        (("--warm-sigma", "0.1"), "go together"),
+        (("--quality", "fast", "--warm-start", "ddnm"), "--quality decides --warm-start"),
+        (("--warm-start", "magic", "--warm-sigma", "0.1"), "unknown sampler 'magic'"),
+        (("--method", "gibbs", "--warm-start", "ddnm", "--warm-sigma", "0.1"), "no noise levels"),
+        (("--method", "gibbs", "--model", "default"), "is a prior, and a regressor is wanted"),
+    ],
+)
+def test_command_line_refusals(tmp_path, music, options, message):
+    song = tmp_path / "song.wav"
+    sf.write(song, music.sum(0), 22050)
+    result = _run("separate", song, "-o", tmp_path / "out", *options)
+    assert result.exit_code in (1, 2)
+    assert message in " ".join(result.output.split())
+
+
+def test_models_says_what_they_are(tmp_path, monkeypatch):
+    config = {
+        "kind": "regressor", "name": "tiny", "summary": "s", "sample_rate": 22050,
+        "network": {"class": "TokenUNetRegressor", "args": SMALL},
+        "stems": list(STEMS), "level": 0.1, "licence": "CC0-1.0", "score": {},
+    }  # fmt: skip
+    hub.save_model(tmp_path / "tiny", build("TokenUNetRegressor", SMALL), config)
+    monkeypatch.setenv(hub.PATH_VARIABLE, str(tmp_path))
+    result = _run("models")
+    assert "tiny  regressor  22050 Hz" in result.output
+    assert "default  prior  22050 Hz" in result.output
