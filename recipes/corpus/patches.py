@@ -16,18 +16,20 @@ from recipes.corpus.midi import STEMS
 TABLE = Path(__file__).parent / "sources.tsv"
 SPLITS = ("train", "valid", "test")
 RARE = {"deb:opl3-soundfont": 0.3}  # chip sounds: seasoning
-SAMPLED = 2 / 3  # share of the patches that are drawn from sample sets where a stem has any
+BANKS = ("sf2", "gus")  # kinds whose patches are different sounds
+SAMPLED = 2 / 3  # share of the patches that are not from soundfonts where a stem has others
 
 
 @dataclass(frozen=True)
 class Patch:
     """One sound with its licence and split.
 
-    `kind` is sf2 (patch `bank`, `program` of a soundfont), sfz (an SFZ instrument) or kit (a folder
-    of drum samples); for the latter two `program` only says what General MIDI sound it is nearest
-    to. An sfz sounds its notes `transpose` semitones below what is asked, is rendered with `gain`
-    dB and has the MIDI controllers `controls` ("100=127 101=64"); outside the notes `low` to
-    `high` it is silent.
+    `kind` is sf2 (patch `bank`, `program` of a soundfont), gus (`program` of a TiMidity
+    configuration), sfz (an SFZ instrument or a folder of samples named for their notes), kit (a
+    folder of drum samples) or model (computed, without a file); for the last three `program` only
+    says what General MIDI sound it is nearest to. An sfz sounds its notes `transpose` semitones
+    below what is asked, is rendered with `gain` dB and has the MIDI controllers `controls`
+    ("100=127 101=64"). Notes outside `low` to `high` are moved by octaves.
     """
 
     stem: str
@@ -49,7 +51,7 @@ class Patch:
     @property
     def label(self) -> str:
         """Short name for the index: file, bank:program and name."""
-        if self.kind != "sf2":
+        if self.kind not in BANKS:
             return f"{self.package.rsplit('/', 1)[-1]} {self.name}"
         return f"{Path(self.file).name} {self.bank}:{self.program} {self.name}"
 
@@ -82,7 +84,8 @@ def check_files(patches: list[Patch]) -> None:
     Raises:
         MissingProgram: A file is absent; the message names each missing package.
     """
-    missing = sorted({(p.package, str(p.path)) for p in patches if not p.path.exists()})
+    needed = [p for p in patches if p.kind != "model"]
+    missing = sorted({(p.package, str(p.path)) for p in needed if not p.path.exists()})
     if missing:
         lines = "; ".join(f"{package} ({path})" for package, path in missing)
         raise MissingProgram(f"sound sources not installed: {lines}. See recipes/corpus/README.md")
@@ -108,15 +111,15 @@ class Palette:
             )
 
     def draw(self, stem: str, rng: np.random.Generator) -> Patch:
-        """Draw a patch: first between soundfonts and sample sets, then a source, then a patch.
+        """Draw a patch: first between soundfonts and other sources, then a source, then a patch.
 
-        Sources of a kind are weighted by a power of how many patches they have: the patches of a
-        soundfont differ, those of a sample set are mappings of the same recordings.
+        Sources are weighted by a power of how many patches they have: the patches of a General MIDI
+        bank differ, those of a sample set are mappings of the same recordings.
         """
         groups = self._groups[stem]
         weights = np.array(
             [
-                len(v) ** (0.5 if v[0].kind == "sf2" else 0.25) * RARE.get(k, 1.0)
+                len(v) ** (0.5 if v[0].kind in BANKS else 0.25) * RARE.get(k, 1.0)
                 for k, v in groups.items()
             ]
         )

@@ -22,8 +22,10 @@ if __package__ in (None, ""):  # run as a script: make the package importable
 
 from recipes.corpus.effects import Audio, apply_chain, loudness, rms
 from recipes.corpus.grooves import MissingProgram
+from recipes.corpus.gus import render_gus
 from recipes.corpus.kits import kit, sfz_notes
 from recipes.corpus.midi import STEMS, Notes
+from recipes.corpus.models import render_model
 from recipes.corpus.patches import SPLITS, Palette, Patch, check_files
 from recipes.corpus.sfz import render_sfz
 from recipes.corpus.song import GrooveBook, Layer, Song, compose
@@ -32,8 +34,9 @@ from recipes.corpus.synth import RENDER_RATE, soundfont
 # Rises with every change that alters audio; each line of the index records it. Version 1 let the
 # last voices of one rendering sound on into the start of the next from the same soundfont, and its
 # loudness was up to 0.3 dB off; notes, patches and effects of a song are those of version 2.
-# Version 3 added sample sets, shifts and wider effects.
-CORPUS_VERSION = 3
+# Version 3 added sample sets, shifts and wider effects. Version 4 added sources to the training
+# split (Gravis patches, a Telecaster, computed instruments); valid and test are those of version 3.
+CORPUS_VERSION = 4
 RATE = 22050
 SILENT = 10 ** (-60 / 20)  # a frame of 0.1 s below this RMS is silent
 
@@ -66,6 +69,10 @@ def perform(layer: Layer, samples: int, rng: np.random.Generator) -> Audio:
     if patch.kind == "sf2":
         font = soundfont(str(patch.path))
         sound = font.render(notes, patch.bank, patch.program, size, layer.cents)
+    elif patch.kind == "gus":
+        sound = render_gus(patch.path, notes, patch.program, size, layer.cents)
+    elif patch.kind == "model":
+        sound = render_model(patch.name, notes, size, layer.cents, rng)
     elif patch.kind == "kit":
         sound = kit(str(patch.path)).render(notes, size, rng)
     else:

@@ -9,6 +9,7 @@ are held in memory, and its level is lowered until nothing clips.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 import shutil
 import subprocess
@@ -62,11 +63,42 @@ def _rotate(match: re.Match[str]) -> str:
     return f"{text.rstrip()}\nseq_length={count} seq_position={place}\n"
 
 
+def _key(text: str) -> int:
+    """Read a key: a MIDI number or a name such as c#4 (60 is c4)."""
+    named = re.fullmatch(r"([a-gA-G])([#b]?)(-?\d+)", text)
+    if named is None:
+        return int(text)
+    step = {"c": 0, "d": 2, "e": 4, "f": 5, "g": 7, "a": 9, "b": 11}[named.group(1).lower()]
+    return step + {"#": 1, "b": -1, "": 0}[named.group(2)] + 12 * (int(named.group(3)) + 1)
+
+
+def mapped(folder: Path) -> str:
+    """Map a folder of files named for their notes (Gs2.wav) over the keys, each to its nearest.
+
+    Raises:
+        MissingProgram: The folder has no such file.
+    """
+    keys = {
+        _key(path.stem.replace("s", "#")): path.name
+        for path in folder.glob("*.wav")
+        if re.fullmatch(r"[A-G]s?\d", path.stem)
+    }
+    if not keys:
+        raise MissingProgram(f"{folder} has no samples such as C4.wav: fetch the set anew")
+    centres = sorted(keys)
+    edges = [0, *((a + b + 1) // 2 for a, b in itertools.pairwise(centres)), 128]
+    return "<global> ampeg_release=0.25\n" + "".join(
+        f"<region> sample={keys[k]} pitch_keycenter={k} lokey={low} hikey={high - 1}\n"
+        for k, low, high in zip(centres, edges, edges[1:], strict=False)
+    )
+
+
 def flatten(path: Path) -> str:
     """Return an instrument as one text that has no randomness left.
 
     Args:
-        path: An .sfz file; files it includes are looked for from its folder.
+        path: An .sfz file; files it includes are looked for from its folder. Or a folder of samples
+            named for their notes.
 
     Raises:
         MissingProgram: A file that it includes is absent.
@@ -94,6 +126,8 @@ def flatten(path: Path) -> str:
             lines.append(expand(line))
         return "\n".join(lines)
 
+    if path.is_dir():
+        return mapped(path)
     text = read(path).replace("$sample_dir", "../Samples")
     text = re.sub(r"\b(amp|pitch|fil|offset|delay)_?random=\S+", "", text)
     return re.sub(r"<(group|region)>[^<]*", _rotate, text)
@@ -113,15 +147,6 @@ def missing_samples(text: str, folder: Path) -> list[str]:
             if not (folder / (prefix + name.strip()).replace("\\", "/")).is_file():
                 lacking.add(name.strip())
     return sorted(lacking)
-
-
-def _key(text: str) -> int:
-    """Read a key: a MIDI number or a name such as c#4 (60 is c4)."""
-    named = re.fullmatch(r"([a-gA-G])([#b]?)(-?\d+)", text)
-    if named is None:
-        return int(text)
-    step = {"c": 0, "d": 2, "e": 4, "f": 5, "g": 7, "a": 9, "b": 11}[named.group(1).lower()]
-    return step + {"#": 1, "b": -1, "": 0}[named.group(2)] + 12 * (int(named.group(3)) + 1)
 
 
 def only_keys(text: str, pitches: set[int]) -> str:
@@ -158,7 +183,8 @@ def _prepared(path: Path) -> tuple[str, Path]:
         MissingProgram: Samples are absent; sfizz would play a tone in their place.
     """
     text = flatten(path)
-    lacking = missing_samples(text, path.parent)
+    folder = path if path.is_dir() else path.parent
+    lacking = missing_samples(text, folder)
     if lacking:
         raise MissingProgram(
             f"{path} lacks {len(lacking)} samples, the first {lacking[0]}: fetch the set anew"
@@ -166,12 +192,12 @@ def _prepared(path: Path) -> tuple[str, Path]:
     if not _SPACE:
         _SPACE.append(tempfile.TemporaryDirectory(prefix="sfz"))
     root = Path(_SPACE[0].name, hashlib.sha1(str(path).encode()).hexdigest()[:12])
-    home = root / path.parent.name
+    home = root / folder.name
     home.mkdir(parents=True)
-    for entry in path.parent.parent.iterdir():
-        if entry != path.parent:
+    for entry in folder.parent.iterdir():
+        if entry != folder:
             (root / entry.name).symlink_to(entry)
-    for entry in path.parent.iterdir():
+    for entry in folder.iterdir():
         (home / entry.name).symlink_to(entry)
     return text, home
 
@@ -186,9 +212,10 @@ def _instrument(text: str, gain: float, pitches: set[int]) -> str:
     )
 
 
-def _midi(
+def midi_file(
     notes: NDArray[np.float64], samples: int, cents: float, controls: dict[int, int]
 ) -> mido.MidiFile:
+    """Return notes (n, 4), in seconds, as a MIDI file of one track and channel."""
     midi = mido.MidiFile(ticks_per_beat=960)
     track = mido.MidiTrack()
     midi.tracks.append(track)
@@ -244,7 +271,7 @@ def render_sfz(
             source, target = Path(folder, "in.mid"), Path(folder, "out.wav")
             instrument = home / f"{Path(folder).name}.sfz"
             instrument.write_text(_instrument(text, gain - STEP * attempt, pitches))
-            _midi(notes, samples, cents, controls or {}).save(source)
+            midi_file(notes, samples, cents, controls or {}).save(source)
             done = subprocess.run(
                 [sfizz(), "--sfz", str(instrument), "--midi", str(source), "--wav", str(target),
                  "--samplerate", str(RENDER_RATE), "--use-eot"],
