@@ -8,7 +8,17 @@ is one (see the class of the result), and one that knows its forward map alone o
 
 from __future__ import annotations
 
-__all__ = ["Chain", "LinearChain", "LinearRows", "Rows", "compose", "join", "stack"]
+__all__ = [
+    "Chain",
+    "LinearChain",
+    "LinearRows",
+    "Masked",
+    "Rows",
+    "compose",
+    "join",
+    "masked",
+    "stack",
+]
 
 import math
 from collections.abc import Sequence
@@ -19,7 +29,7 @@ from torch import Tensor
 
 from mgdm_audio.filters import FilterOperator
 from mgdm_audio.observe import LinearOperator, Operator
-from mgdm_audio.operators import PointwiseOperator, Stack
+from mgdm_audio.operators import Mask, PointwiseOperator, Stack
 
 
 def compose(outer: Operator, inner: LinearOperator) -> Operator:
@@ -43,6 +53,18 @@ def compose(outer: Operator, inner: LinearOperator) -> Operator:
     if isinstance(outer, LinearOperator):
         return LinearChain(outer, inner)
     return Chain(outer, inner)
+
+
+def masked(operator: Operator, keep: Tensor) -> Operator:
+    """The operator of which only some samples are seen; the others are 0 in the observation.
+
+    Arguments:
+        operator: the operator.
+        keep: 1 (or True) where a sample is seen, (M, T').
+    """
+    if isinstance(operator, LinearOperator):
+        return compose(Mask(keep), operator)
+    return Masked(operator, keep)
 
 
 def stack(operators: Sequence[Operator], shape: tuple[int, int, int]) -> Operator:
@@ -118,6 +140,26 @@ class LinearChain(LinearOperator):
     def norm(self) -> float:
         """An upper bound: the product of both norms."""
         return self.outer.norm() * self.inner.norm()
+
+
+class Masked(Operator):
+    """An operator of which only some samples are seen; see `masked`."""
+
+    def __init__(self, operator: Operator, keep: Tensor) -> None:
+        self.operator, self.keep = operator, keep.to(torch.bool)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See `Operator.forward`."""
+        return self.operator.forward(x) * self.keep.to(x)
+
+    def first_guess(self, y: Tensor) -> Tensor:
+        """The operator's."""
+        return self.operator.first_guess(y)
+
+    def project(self, x: Tensor, y: Tensor) -> Tensor:
+        """The operator's, with its own answer for x where nothing is seen."""
+        keep = self.keep.to(x.device)
+        return self.operator.project(x, torch.where(keep, y.to(x), self.operator.forward(x)))
 
 
 class Rows(Operator):

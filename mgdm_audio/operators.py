@@ -8,6 +8,7 @@ and everything is solved exactly for each sample, in the M x M form of :mod:`mgd
 from __future__ import annotations
 
 __all__ = [
+    "Given",
     "KnownStems",
     "LinearOperator",
     "Mask",
@@ -261,3 +262,32 @@ class Stack(PointwiseOperator):
                     "expected equal stems, and equal or unit lengths and batches"
                 )
         super().__init__(torch.cat([f.expand(batch, -1, -1, length) for f in fields], dim=1))
+
+
+class Given(Stack):
+    """The mix, and parts of stems that are given beside it: y = (sum_k g_k x_k, w_k x_k).
+
+    The same as a `Stack` of `Mixture` and `Mask`, solved without its systems where the given parts
+    are exact: they are put in place, and the mix divides what is left of it among the others.
+
+    Arguments:
+        keep: w, see `Mask`.
+        gains: g, K numbers, or None for the plain sum.
+    """
+
+    def __init__(self, keep: Tensor, gains: Sequence[float] | Tensor | None = None) -> None:
+        super().__init__([Mixture(keep.shape[-2], gains), Mask(keep)])
+
+    def posterior_mean(self, mean: Tensor, var: Variance, y: Tensor, sigma_y: NoiseLevel) -> Tensor:
+        """See `LinearOperator.posterior_mean`."""
+        noise = noise_column(sigma_y, y)
+        if bool((noise[:, 1:] > 0).any()) or (noise.shape[1] == 1 and bool((noise > 0).any())):
+            return super().posterior_mean(mean, var, y, sigma_y)
+        a, v, residual = self._system(mean, var, y)
+        keep = a[:, 1:].diagonal(dim1=1, dim2=2).mT != 0
+        g = a[:, 0]
+        known = torch.where(keep & (v > 0), residual[:, 1:], 0)
+        left = residual[:, :1] - (g * known).sum(1, keepdim=True)
+        free = torch.where(keep | (v == 0), 0, v)
+        total = (g**2 * free).sum(1, keepdim=True) + noise[:, :1].to(v) ** 2
+        return mean + (known + free * g * divide(left, total)).to(mean)

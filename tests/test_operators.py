@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from mgdm_audio.draws import SeededDraws
-from mgdm_audio.operators import KnownStems, Mask, Mixture, PointwiseOperator, Stack
+from mgdm_audio.operators import (
+    Given,
+    KnownStems,
+    Mask,
+    Mixture,
+    Nothing,
+    PointwiseOperator,
+    Stack,
+)
 
 K, T, B = 4, 5, 3
 
@@ -24,6 +32,9 @@ OPERATORS = {
     "stack": Stack([Mixture(K), KnownStems([1], K)]),
     "stack_mask": Stack([Mixture(K), Mask(KEEP)]),
     "redundant": Stack([Mixture(K), KnownStems(range(K), K)]),
+    "given": Given(KEEP, [0.5, -1.0, 2.0, 0.1]),
+    "given_items": Given(randn(B, K, T, seed=2) > 0),
+    "nothing": Nothing(K),
     "field": PointwiseOperator(randn(2, K, T, seed=3)),
     "field_items": PointwiseOperator(randn(B, 2, K, T, seed=4)),
 }

@@ -1,0 +1,176 @@
+"""Draws of the stems of a song given any evidence, window by window.
+
+Windows are drawn in order. Each is told the stems of the window before it where they overlap, so
+that it goes on from them; what is exact in the evidence (known stems, undamaged mixes) is met
+exactly, to the rounding of float32. Every draw has a seed of its own and depends on nothing else.
+"""
+
+from __future__ import annotations
+
+__all__ = ["UNCERTAIN", "Drawn", "active_level", "draw"]
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mgdm_audio.consistency import make_consistent
+from mgdm_audio.denoise import CountingDenoiser
+from mgdm_audio.draws import SeededDraws
+from mgdm_audio.evidence import Evidence
+from mgdm_audio.samplers.base import Problem
+from mgdm_audio.windows import WindowPlan, window_seed
+
+if TYPE_CHECKING:
+    from mgdm_audio.separate import Separator
+
+UNCERTAIN = ("ding", "default")
+"""Method and preset for draws whose spread means something: on Gaussian stems they have nine
+tenths of the posterior's variance and 90 % intervals that hold the truth nine times in ten. MGDM's
+have half, see docs/uncertainty.md."""
+
+MULTIPLE = 2048
+"""A song shorter than a window is padded to a multiple of this."""
+
+Callback = Callable[[int, int], None]
+"""Told (done, total) in planned network calls; raising in it cancels."""
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """Draws and what they cost.
+
+    Attributes:
+        stems: (N, K, T).
+        calls: network calls.
+        vjps: those of them with a gradient.
+        windows: windows that were sampled, of each draw.
+    """
+
+    stems: Tensor
+    calls: int
+    vjps: int
+    windows: int
+
+
+def draw(
+    separator: Separator,
+    evidence: Evidence,
+    seeds: Sequence[int],
+    callback: Callback | None = None,
+) -> Drawn:
+    """Draws stems given evidence.
+
+    Arguments:
+        separator: the prior, the sampler and the windows.
+        evidence: what is known, at the prior's rate and level.
+        seeds: one for each draw.
+        callback: see `Callback`.
+
+    Returns:
+        One draw for each seed; draw i is what its seed alone gives.
+
+    Raises:
+        ValueError: if there is no seed, or the sampler cannot take the evidence.
+        FloatingPointError: if the sampler gives values that are not finite.
+    """
+    if not seeds:
+        raise ValueError("got no seeds, expected at least one")
+    settings = separator.song_settings
+    plan = WindowPlan(evidence.length, settings.window, settings.overlap, MULTIPLE)
+    planned = separator.sampler.cost().calls
+    total = planned * len(plan.starts) * len(seeds)
+    denoise = CountingDenoiser(separator.models.asked())
+    done = sampled = 0
+    tails: list[Tensor | None] = [None] * len(seeds)
+    windows: list[Tensor] = []
+    for index, start in enumerate(plan.starts):
+        if evidence.silent(start, start + plan.size):
+            windows.append(torch.zeros(len(seeds), evidence.stems, plan.size))
+            tails = [None] * len(seeds)
+            done += planned * len(seeds)
+            continue
+        drawn: list[Tensor] = []
+        for first in range(0, len(seeds), separator.batch):
+            group = range(first, min(first + separator.batch, len(seeds)))
+
+            def report(calls: int, _: int, so_far: int = done, many: int = len(group)) -> None:
+                if callback is not None:
+                    callback(so_far + calls * many, total)
+
+            drawn += _sample(
+                separator, denoise, evidence, start, plan.size, [tails[i] for i in group],
+                [window_seed(seeds[i], index) for i in group], report,
+            )  # fmt: skip
+            done += planned * len(group)
+        sampled += 1
+        windows.append(torch.stack(drawn))
+        if index + 1 < len(plan.starts):
+            _, end = plan.fades()[index]
+            following = plan.starts[index + 1]
+            tails = [stems[:, following - start : end - start].clone() for stems in drawn]
+    if callback is not None:
+        callback(total, total)
+    return Drawn(plan.join(windows), denoise.calls, denoise.vjps, sampled)
+
+
+def _sample(
+    separator: Separator,
+    denoise: CountingDenoiser,
+    evidence: Evidence,
+    start: int,
+    size: int,
+    tails: list[Tensor | None],
+    seeds: list[int],
+    report: Callback,
+) -> list[Tensor]:
+    """Stems (K, size) of one window, one for each seed."""
+    seen = [evidence.window(start, size, tail) for tail in tails]
+    alike = all(torch.equal(s.y, seen[0].y) for s in seen)
+    if not alike:  # each draw has a past of its own, and an operator with it
+        one = [
+            _sample(separator, denoise, evidence, start, size, [tail], [seed], report)
+            for tail, seed in zip(tails, seeds, strict=True)
+        ]
+        return [stems for (stems,) in one]
+    shape = (len(seeds), evidence.stems, size)
+    y = seen[0].y.expand(len(seeds), -1, -1).contiguous().to(separator.device)
+    draws = SeededDraws(seeds, separator.device, y.dtype)
+    half = separator.dtype != torch.float32
+    with torch.autocast(separator.device.type, torch.bfloat16, enabled=half):
+        stems = separator.sampler.sample(
+            denoise, Problem(seen[0].operator, y, seen[0].sigma_y, shape), draws, report
+        ).cpu()
+    return [_settled(evidence, x, start, tail) for x, tail in zip(stems, tails, strict=True)]
+
+
+def _settled(evidence: Evidence, x: Tensor, start: int, tail: Tensor | None) -> Tensor:
+    """Stems that meet what is exact; what one mix is short of is shared by bins of time and
+    frequency before the rest is settled sample by sample."""
+    only = evidence.sums[0] if len(evidence.sums) == 1 else None
+    if only is not None and only.exact and set(only.gains) == {1.0}:
+        keep = evidence.window(start, x.shape[1], tail)
+        free = torch.ones(evidence.stems, dtype=torch.bool)
+        known = torch.zeros(evidence.stems, x.shape[1])
+        if keep.y.shape[1] > 1:
+            told = keep.operator.field[0, 1:].diagonal(dim1=0, dim2=1).mT != 0  # type: ignore[attr-defined]
+            free = ~told.all(1)
+            known = keep.y[0, 1:]
+        if bool(free.any()):
+            rest = keep.y[0, 0] - known[~free].sum(0)
+            x = x.clone()
+            x[free] = make_consistent(x[free], rest)
+    return evidence.settle(x, start, tail)
+
+
+def active_level(mix: Tensor, rate: int) -> float:
+    """Root mean square of a signal (T,) over its tenths of a second within 60 dB of the loudest.
+
+    It is 0 for digital silence.
+    """
+    block = max(1, rate // 10)
+    padded = torch.nn.functional.pad(mix, (0, -len(mix) % block))
+    power = padded.double().unflatten(0, (-1, block)).square().mean(-1)
+    return float(power[power >= power.max() * 1e-6].mean().sqrt())
