@@ -59,6 +59,7 @@ def write_indices(out: Path) -> None:
                     "file": f"../../tracks/{track.name}.npy",
                     "samples": track.samples,
                     "rms": [track.rms[stem] for stem in STEMS],
+                    "mixture_rms": track.mixture_rms,
                     "sources": [track.sources.get(stem, 0) for stem in STEMS],
                 }
                 lines[split_of[track.name]].append(json.dumps(line))

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# The whole recipe: prepares Slakh2100, separates the test tracks with each preset, scores, reports.
+#   all.sh SOURCE WORK [PRESET...]
+# SOURCE is the archive or an unpacked folder. With TRAIN=conf/joint.yaml a prior is trained first
+# and takes the place of the presets' model. PREPARE, TRAINING, SEPARATE and REPORT hold further
+# options of the commands.
+set -euo pipefail
+source=$1 work=$2
+shift 2
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+python="${PYTHON:-python}"
+if [ $# -eq 0 ]; then
+  set -- mgdm dps pgdm ddnm msdm isdm
+fi
+"$python" "$here/prepare.py" "$source" --out "$work/data" ${PREPARE:-}
+model=()
+if [ -n "${TRAIN:-}" ]; then
+  "$python" "$here/train.py" "$TRAIN" --data "$work/data" --out "$work/prior" ${TRAINING:-}
+  "$python" "$here/export.py" "$work/prior/checkpoint.pt" "$work/model" --data "$work/data"
+  model=(--model "$work/model")
+fi
+for preset in "$@"; do
+  name="$(basename "$preset" .yaml)"
+  "$python" "$here/separate.py" "$preset" --data "$work/data" --out "$work/stems/$name" \
+    ${model[@]+"${model[@]}"} ${SEPARATE:-}
+  "$python" "$here/evaluate.py" "$preset" --data "$work/data" --out "$work/stems/$name" \
+    --results "$work/results"
+done
+"$python" "$here/report.py" "$@" --results "$work/results" ${REPORT:-}

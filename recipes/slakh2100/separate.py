@@ -1,0 +1,276 @@
+"""Separates the tracks of a split as a preset says, chunk by chunk, and continues where it stopped.
+
+Several processes or machines share the work with --shard 1/4, 2/4, ... into one --out folder: the
+stems are the same whoever makes them, in whatever order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import soundfile
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from mgdm_audio import STEMS, Separator
+from mgdm_audio.denoise import CountingDenoiser
+from mgdm_audio.draws import SeededDraws
+from mgdm_audio.models import Models
+from mgdm_audio.operators import Mixture
+from mgdm_audio.precision import choose_precision
+from mgdm_audio.samplers.base import Problem
+from mgdm_audio.separate import resolve_device
+from recipes.prior.data import FULL_SCALE, StemCorpus
+from recipes.slakh2100.presets import Preset, load_preset
+
+RATE = 22050
+RECORD = "run.json"
+DONE = "done.json"
+
+Callback = Callable[[int, int], None]
+
+
+def chunk_seed(seed: int, track: int, chunk: int) -> int:
+    """Seed of a chunk's draws, in [0, 2^63)."""
+    state = np.random.SeedSequence([seed, track, chunk]).generate_state(1, np.uint64)
+    return int(state[0] >> np.uint64(1))
+
+
+def mixture(stems: np.ndarray) -> np.ndarray:
+    """The sum of the stems of a track, float32 (T,); int16 (4, T) with full scale at 32768."""
+    return (stems.astype(np.float64).sum(0) / FULL_SCALE).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A preset with its model, ready to separate.
+
+    Attributes:
+        preset: how.
+        models: the model.
+        device: where.
+        precision: of the network's layers.
+    """
+
+    preset: Preset
+    models: Models
+    device: torch.device
+    precision: torch.dtype
+
+    @classmethod
+    def load(cls, preset: Preset, device: str = "auto", precision: str = "float32") -> Work:
+        """Loads the preset's model.
+
+        Raises:
+            ValueError: if there is none, or it does not suit the sampler.
+        """
+        place = resolve_device(device)
+        models = Models.load(preset.sampler(), preset.model, None, place)
+        if models.main.stems != STEMS or models.main.sample_rate != RATE:
+            raise ValueError(
+                f"model '{models.main.name}' has the stems {models.main.stems} at "
+                f"{models.main.sample_rate} Hz; expected {STEMS} at {RATE} Hz"
+            )
+        return cls(preset, models, place, choose_precision(place, precision))
+
+    @property
+    def fingerprint(self) -> str:
+        """See `Preset.fingerprint`; the precision counts as well."""
+        return f"{self.preset.fingerprint(self.models.main.sha256)}-{self.precision}"
+
+    def chunks(
+        self, mix: np.ndarray, track: int, folder: Path, callback: Callback | None = None
+    ) -> tuple[np.ndarray, int]:
+        """Stems of the full chunks of a mix, float32 (4, n * chunk), and the network calls made.
+
+        Groups of ``batch`` chunks are kept in ``folder`` until the track is done; the groups are
+        always the same, so that a continued run makes what an uninterrupted one makes.
+        """
+        p, sampler = self.preset, self.preset.sampler()
+        count = len(mix) // p.chunk
+        denoise = CountingDenoiser(self.models.asked())
+        parts = []
+        for first in range(0, count, p.batch):
+            numbers = range(first, min(first + p.batch, count))
+            file = folder / f"{first:04d}.npy"
+            if not file.is_file():
+                y = np.stack([mix[n * p.chunk : (n + 1) * p.chunk] for n in numbers])
+                observed = torch.from_numpy(y)[:, None].to(self.device)
+                shape = (len(numbers), len(STEMS), p.chunk)
+                problem = Problem(Mixture(len(STEMS)), observed, p.sigma_y, shape)
+                seeds = [chunk_seed(p.seed, track, n) for n in numbers]
+                half = self.precision != torch.float32
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+                    stems = sampler.sample(denoise, problem, SeededDraws(seeds, self.device))
+                write_array(file, stems.float().cpu().numpy())
+            parts += list(np.load(file))
+            if callback is not None:
+                callback(numbers[-1] + 1, count)
+        joined = np.concatenate(parts, axis=1) if parts else np.zeros((len(STEMS), 0), np.float32)
+        return joined, denoise.calls
+
+    def whole(self, mix: np.ndarray, track: int) -> tuple[np.ndarray, int]:
+        """Stems of a whole mix in overlapping windows, float32 (4, T), and the calls made."""
+        p = self.preset
+        separator = Separator(
+            self.models.main,
+            p.method,
+            p.preset or "paper",
+            device=self.device,
+            precision="float32" if self.precision == torch.float32 else "bfloat16",
+            window=p.chunk,
+            overlap=p.overlap or 0,
+            batch=p.batch,
+            **{key: getattr(p.sampler(), key) for key in p.settings},
+        )
+        result = separator.separate(mix, RATE, seed=chunk_seed(p.seed, track, 0))
+        stems = np.stack([np.asarray(result.stems[name], np.float32) for name in STEMS])
+        return stems, int(result.stats["calls"])
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """A file that is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.npy")
+    np.save(part, array)
+    os.replace(part, path)
+
+
+def separate_track(
+    work: Work, stems: np.ndarray, name: str, out: Path, callback: Callback | None = None
+) -> dict[str, Any] | None:
+    """Writes ``out/NAME/{bass,drums,guitar,piano}.wav`` (32-bit float) unless it is there.
+
+    Returns:
+        What it took, or None for a track that was done before.
+    """
+    target = out / name
+    if (target / DONE).is_file():
+        return None
+    track = int(name.removeprefix("Track"))
+    mix, start = mixture(stems), time.monotonic()
+    scratch = target / "chunks"
+    if work.preset.overlap is None:
+        estimate, calls = work.chunks(mix, track, scratch, callback)
+    else:
+        estimate, calls = work.whole(mix, track)
+    target.mkdir(parents=True, exist_ok=True)
+    for stem, samples in zip(STEMS, estimate, strict=True):
+        part = target / f".{stem}.{os.getpid()}.wav"
+        soundfile.write(part, samples, RATE, subtype="FLOAT")
+        os.replace(part, target / f"{stem}.wav")
+    record = {
+        "samples": int(estimate.shape[1]),
+        "calls": calls,
+        "seconds": time.monotonic() - start,
+        "device": str(work.device),
+    }
+    part = target / f".{DONE}.{os.getpid()}"
+    part.write_text(json.dumps(record) + "\n")
+    os.replace(part, target / DONE)
+    shutil.rmtree(scratch, ignore_errors=True)
+    return record
+
+
+def claim(out: Path, work: Work, list_name: str, split: str) -> None:
+    """Notes in the folder what makes its stems.
+
+    Raises:
+        ValueError: if it holds stems that were made otherwise.
+    """
+    record = {
+        "fingerprint": work.fingerprint,
+        "model": work.models.main.name,
+        "sha256": work.models.main.sha256,
+        "list": list_name,
+        "split": split,
+    }
+    path = out / RECORD
+    if path.is_file():
+        if json.loads(path.read_text()) != record:
+            raise ValueError(
+                f"{out} holds stems made with other settings, another model or of another split; "
+                "choose another --out, or delete it"
+            )
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    part = out / f".{RECORD}.{os.getpid()}"
+    part.write_text(json.dumps(record) + "\n")
+    os.replace(part, path)
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    """This process's number, from 0, and how many share the work, of "2/4".
+
+    Raises:
+        ValueError: for anything else.
+    """
+    part, _, count = text.partition("/")
+    if part.isdecimal() and count.isdecimal() and 1 <= int(part) <= int(count):
+        return int(part) - 1, int(count)
+    raise ValueError(f"got shard '{text}', expected a part of all such as 1/4")
+
+
+@click.command(help=__doc__)
+@click.argument("preset")
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="Of prepare.py.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the stems.")
+@click.option("--model", help="Another model than the preset's.")
+@click.option("--list", "name", default="redux", show_default=True, help="List of tracks.")
+@click.option("--split", default="test", show_default=True)
+@click.option("--tracks", type=int, help="The first tracks only.")
+@click.option("--shard", default="1/1", show_default=True, help="This process's part of all.")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--precision", default="float32", show_default=True)
+def main(
+    preset: str,
+    data: Path,
+    out: Path,
+    model: str | None,
+    name: str,
+    split: str,
+    tracks: int | None,
+    shard: str,
+    device: str,
+    precision: str,
+) -> None:
+    try:
+        chosen = load_preset(preset)
+        work = Work.load(replace(chosen, model=model or chosen.model), device, precision)
+        corpus = StemCorpus(data / name / split)
+        claim(out, work, name, split)
+        number, count = shard_of(shard)
+    except (ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    songs = corpus.songs[:tracks][number::count]
+    start, done = time.monotonic(), 0.0
+    for index, song in enumerate(songs):
+
+        def report(chunk: int, chunks: int, index: int = index, track: str = song["track"]) -> None:
+            spent = (time.monotonic() - start) / 60
+            share = (index + chunk / chunks) / len(songs)
+            click.echo(
+                f"{track}: {chunk} of {chunks} chunks; {100 * share:.1f} % of the tracks, "
+                f"{spent / share - spent:.0f} min left",
+                err=True,
+            )
+
+        position = corpus.songs.index(song)
+        record = separate_track(work, corpus.stems(position), song["track"], out, report)
+        done += record["seconds"] if record else 0.0
+    click.echo(f"{len(songs)} tracks in {out}, {done / 60:.1f} min", err=True)
+
+
+if __name__ == "__main__":
+    main()
