@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from mgdm_audio import samplers
-from mgdm_audio.hub import Prior
+from mgdm_audio.hub import ModelError, Prior
 from mgdm_audio.samplers.base import Cost
 from recipes.compare.bench import Bench, Entry, Spent, tuples
 
@@ -73,7 +73,6 @@ def fit(bench: Bench, candidate: Candidate, budget: int, vjp_cost: float) -> Ent
         return replace(base, settings={**candidate.settings, **candidate.at[budget]})
     if candidate.knob is None:
         return base if _cost(bench, base, vjp_cost) <= budget else None
-    bench.separator(base)  # raises for what is unknown
     knob = candidate.knob
     fields = [field.name for field in dataclasses.fields(samplers.sampler_class(base.method))]
     if knob not in fields:
@@ -82,23 +81,33 @@ def fit(bench: Bench, candidate: Candidate, budget: int, vjp_cost: float) -> Ent
             f"'{knob}', expected one of {', '.join(fields)}"
         )
 
-    def affordable(value: int) -> Entry | None:
+    def filled(value: int) -> Entry:
         extra = {key: factor * value for key, factor in candidate.per_knob.items()}
-        entry = replace(base, settings={**candidate.settings, knob: value, **extra})
+        return replace(base, settings={**candidate.settings, knob: value, **extra})
+
+    def affordable(value: int) -> bool:
         try:
-            return entry if _cost(bench, entry, vjp_cost) <= budget else None
+            return _cost(bench, filled(value), vjp_cost) <= budget
+        except ModelError:
+            raise
         except ValueError:
-            return None  # no grid has so few points, or so many
+            return False  # no grid has so many points
 
     # From the smallest number that makes a grid, affordable ones go without a gap up to the best.
-    low = next((value for value in range(1, min(budget, _SMALLEST) + 1) if affordable(value)), None)
-    if low is None:
+    for low in range(1, _SMALLEST + 1):
+        try:
+            bench.separator(filled(low))
+            break
+        except ValueError:
+            if low == _SMALLEST:
+                raise
+    if not affordable(low):
         return None
     high = budget + 1
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if affordable(middle) else (low, middle)
-    return affordable(low)
+    return filled(low)
 
 
 def _cost(bench: Bench, entry: Entry, vjp_cost: float) -> float:
