@@ -98,7 +98,12 @@ def _pick(weights: dict[int, float], rng: np.random.Generator) -> int:
 
 
 def _section(
-    length: int, beats: int, tonic: int, mode: str, colour: float, split: float,
+    length: int,
+    beats: int,
+    tonic: int,
+    mode: str,
+    colour: float,
+    split: float,
     rng: np.random.Generator,
 ) -> list[list[tuple[float, int, str]]]:
     """Draw one section: per bar (beat in the bar, root, quality)."""

@@ -50,11 +50,15 @@ def shelf(frequency: float, gain: float, high: bool, rate: int) -> NDArray[np.fl
     beta = np.sqrt(2 * a) * np.sin(w)
     s = -1.0 if high else 1.0
     b = np.array(
-        [a * (a + 1 - (a - 1) * c + beta), s * 2 * a * (a - 1 - (a + 1) * c),
-         a * (a + 1 - (a - 1) * c - beta)]
+        [
+            a * (a + 1 - (a - 1) * c + beta),
+            s * 2 * a * (a - 1 - (a + 1) * c),
+            a * (a + 1 - (a - 1) * c - beta),
+        ]
     )
-    d = np.array([a + 1 + (a - 1) * c + beta, s * -2 * (a - 1 + (a + 1) * c),
-                  a + 1 + (a - 1) * c - beta])
+    d = np.array(
+        [a + 1 + (a - 1) * c + beta, s * -2 * (a - 1 + (a + 1) * c), a + 1 + (a - 1) * c - beta]
+    )
     return np.concatenate([b / d[0], d / d[0]])[None]
 
 
@@ -174,9 +178,9 @@ def reverb(x: Audio, rate: int, seconds: float, wet: float, rng: np.random.Gener
     return (x + tail).astype(np.float32)
 
 
-def apply_chain(stem: str, program: int, x: Audio, rate: int, rng: np.random.Generator) -> tuple[
-    Audio, list[str]
-]:
+def apply_chain(
+    stem: str, program: int, x: Audio, rate: int, rng: np.random.Generator
+) -> tuple[Audio, list[str]]:
     """Run a random chain of effects that suits the stem.
 
     Returns:
@@ -207,11 +211,17 @@ def apply_chain(stem: str, program: int, x: Audio, rate: int, rng: np.random.Gen
     step("colour", 0.25 if stem == "drums" else 0.4, lambda y: colour(y, rate, rng))
     step("equaliser", 0.7, lambda y: equalise(y, rate, rng))
     electric = steel or (stem == "piano" and program in (2, 4, 5, 7))
-    step("chorus", 0.18 if electric else 0.04 if stem != "drums" else 0.0,
-         lambda y: chorus(y, rate, rng))
+    step(
+        "chorus",
+        0.18 if electric else 0.04 if stem != "drums" else 0.0,
+        lambda y: chorus(y, rate, rng),
+    )
     step("tremolo", 0.08 if electric else 0.0, lambda y: tremolo(y, rate, rng))
-    step("echo", 0.1 if stem == "guitar" else 0.02 if stem == "piano" else 0.0,
-         lambda y: echo(y, rate, rng))
+    step(
+        "echo",
+        0.1 if stem == "guitar" else 0.02 if stem == "piano" else 0.0,
+        lambda y: echo(y, rate, rng),
+    )
     step("compressor", 0.35 if stem == "drums" else 0.15, lambda y: compress(y, rate, rng))
     seconds, wet = float(rng.uniform(0.25, 2.2)), float(rng.uniform(0.05, 0.45))
     if stem == "bass":

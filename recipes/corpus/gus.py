@@ -50,10 +50,28 @@ def render_gus(
             source, target = Path(folder, "in.mid"), Path(folder, "out.wav")
             midi.save(source)
             done = subprocess.run(
-                [program_path, "-c", str(config), "-Ow2M", "-s", str(RENDER_RATE), "-EFreverb=0",
-                 "-EFchorus=0", "-EFdelay=0", "-EFns=0", f"-A{volume}", "-p", "200",
-                 "--no-polyphony-reduction", "-o", str(target), str(source)],
-                capture_output=True, text=True, timeout=300,
+                [
+                    program_path,
+                    "-c",
+                    str(config),
+                    "-Ow2M",
+                    "-s",
+                    str(RENDER_RATE),
+                    "-EFreverb=0",
+                    "-EFchorus=0",
+                    "-EFdelay=0",
+                    "-EFns=0",
+                    f"-A{volume}",
+                    "-p",
+                    "200",
+                    "--no-polyphony-reduction",
+                    "-o",
+                    str(target),
+                    str(source),
+                ],
+                capture_output=True,
+                text=True,
+                timeout=300,
             )
             if done.returncode != 0 or not target.exists():
                 raise ValueError(f"timidity failed: {(done.stderr or done.stdout)[-300:]}")

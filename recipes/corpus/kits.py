@@ -38,29 +38,66 @@ WORDS: tuple[tuple[str, str], ...] = (
 )
 # General MIDI percussion: roles in the order they are tried.
 ROLES: dict[int, tuple[str, ...]] = {
-    35: ("kick",), 36: ("kick",), 37: ("stick", "snare"), 38: ("snare",), 39: ("clap", "snare"),
-    40: ("snare",), 41: ("tom_low", "tom_mid"), 42: ("hat_closed",), 43: ("tom_low", "tom_mid"),
-    44: ("hat_pedal", "hat_closed"), 45: ("tom_mid", "tom_low"), 46: ("hat_open", "hat_closed"),
-    47: ("tom_mid", "tom_high"), 48: ("tom_high", "tom_mid"),
-    49: ("crash", "ride", "hat_open", "hat_closed"), 50: ("tom_high", "tom_mid"),
-    51: ("ride", "hat_closed"), 52: ("china", "crash"), 53: ("bell", "ride", "hat_closed"),
-    54: ("tambourine", "hat_closed"), 55: ("crash", "ride"), 56: ("cowbell",),
-    57: ("crash", "ride", "hat_open", "hat_closed"), 59: ("ride", "hat_closed"), 60: ("conga",),
-    61: ("conga",), 62: ("conga",), 63: ("conga",), 64: ("conga",), 69: ("shaker", "hat_closed"),
-    70: ("shaker", "hat_closed"), 82: ("shaker", "hat_closed"),
+    35: ("kick",),
+    36: ("kick",),
+    37: ("stick", "snare"),
+    38: ("snare",),
+    39: ("clap", "snare"),
+    40: ("snare",),
+    41: ("tom_low", "tom_mid"),
+    42: ("hat_closed",),
+    43: ("tom_low", "tom_mid"),
+    44: ("hat_pedal", "hat_closed"),
+    45: ("tom_mid", "tom_low"),
+    46: ("hat_open", "hat_closed"),
+    47: ("tom_mid", "tom_high"),
+    48: ("tom_high", "tom_mid"),
+    49: ("crash", "ride", "hat_open", "hat_closed"),
+    50: ("tom_high", "tom_mid"),
+    51: ("ride", "hat_closed"),
+    52: ("china", "crash"),
+    53: ("bell", "ride", "hat_closed"),
+    54: ("tambourine", "hat_closed"),
+    55: ("crash", "ride"),
+    56: ("cowbell",),
+    57: ("crash", "ride", "hat_open", "hat_closed"),
+    59: ("ride", "hat_closed"),
+    60: ("conga",),
+    61: ("conga",),
+    62: ("conga",),
+    63: ("conga",),
+    64: ("conga",),
+    69: ("shaker", "hat_closed"),
+    70: ("shaker", "hat_closed"),
+    82: ("shaker", "hat_closed"),
 }
 HATS = ("hat_closed", "hat_pedal", "hat_open")
 
 # Keys of SFZ kits that do not follow General MIDI, by package: role to keys.
 SFZ_KEYS: dict[str, dict[str, tuple[int, ...]]] = {
     "github:freepats/muldjordkit": {
-        "kick": (48, 49), "snare": (50, 51), "hat_closed": (52,), "hat_open": (53,),
-        "ride": (54, 56), "bell": (55, 57), "crash": (58, 59), "china": (60,), "tom_high": (61, 62),
-        "tom_mid": (63,), "tom_low": (64,),
+        "kick": (48, 49),
+        "snare": (50, 51),
+        "hat_closed": (52,),
+        "hat_open": (53,),
+        "ride": (54, 56),
+        "bell": (55, 57),
+        "crash": (58, 59),
+        "china": (60,),
+        "tom_high": (61, 62),
+        "tom_mid": (63,),
+        "tom_low": (64,),
     },
     "github:sfzinstruments/karoryfer.gogodze-phu-vol-ii": {
-        "kick": (36,), "stick": (37,), "snare": (38, 40), "hat_closed": (42,), "hat_pedal": (44,),
-        "hat_open": (46,), "tom_low": (41,), "tom_mid": (43,), "tom_high": (45,),
+        "kick": (36,),
+        "stick": (37,),
+        "snare": (38, 40),
+        "hat_closed": (42,),
+        "hat_pedal": (44,),
+        "hat_open": (46,),
+        "tom_low": (41,),
+        "tom_mid": (43,),
+        "tom_high": (45,),
     },
 }
 
@@ -141,9 +178,7 @@ class Kit:
             self._sounds[path] = read_mono(path)[: 6 * RENDER_RATE]
         return self._sounds[path]
 
-    def render(
-        self, notes: NDArray[np.float64], samples: int, rng: np.random.Generator
-    ) -> Audio:
+    def render(self, notes: NDArray[np.float64], samples: int, rng: np.random.Generator) -> Audio:
         """Play a part; of several instruments of a role one is drawn for the whole of it.
 
         Args:

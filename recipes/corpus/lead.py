@@ -8,15 +8,34 @@ from recipes.corpus.charts import SCALES, Chart, Chord
 from recipes.corpus.midi import Notes
 
 INTERVALS: dict[str, tuple[int, ...]] = {
-    "": (0, 4, 7), "M7": (0, 4, 7, 11), "6": (0, 4, 7, 9), "add9": (0, 2, 4, 7), "sus2": (0, 2, 7),
-    "m": (0, 3, 7), "m7": (0, 3, 7, 10), "m9": (0, 2, 3, 7, 10), "7": (0, 4, 7, 10),
-    "9": (0, 2, 4, 7, 10), "sus4": (0, 5, 7), "13": (0, 4, 7, 9, 10), "7sus4": (0, 5, 7, 10),
-    "m6": (0, 3, 7, 9), "m7b5": (0, 3, 6, 10), "dim": (0, 3, 6, 9), "7b9": (0, 1, 4, 7, 10),
+    "": (0, 4, 7),
+    "M7": (0, 4, 7, 11),
+    "6": (0, 4, 7, 9),
+    "add9": (0, 2, 4, 7),
+    "sus2": (0, 2, 7),
+    "m": (0, 3, 7),
+    "m7": (0, 3, 7, 10),
+    "m9": (0, 2, 3, 7, 10),
+    "7": (0, 4, 7, 10),
+    "9": (0, 2, 4, 7, 10),
+    "sus4": (0, 5, 7),
+    "13": (0, 4, 7, 9, 10),
+    "7sus4": (0, 5, 7, 10),
+    "m6": (0, 3, 7, 9),
+    "m7b5": (0, 3, 6, 10),
+    "dim": (0, 3, 6, 9),
+    "7b9": (0, 1, 4, 7, 10),
 }
 # Rhythms of one beat: note lengths in beats (negative: a rest), with weights.
 CELLS: tuple[tuple[tuple[float, ...], float], ...] = (
-    ((1.0,), 2.0), ((0.5, 0.5), 4.0), ((-1.0,), 1.2), ((-0.5, 0.5), 1.0), ((0.75, 0.25), 0.6),
-    ((0.5, 0.25, 0.25), 0.6), ((0.25, 0.25, 0.25, 0.25), 0.8), ((1 / 3, 1 / 3, 1 / 3), 0.5),
+    ((1.0,), 2.0),
+    ((0.5, 0.5), 4.0),
+    ((-1.0,), 1.2),
+    ((-0.5, 0.5), 1.0),
+    ((0.75, 0.25), 0.6),
+    ((0.5, 0.25, 0.25), 0.6),
+    ((0.25, 0.25, 0.25, 0.25), 0.8),
+    ((1 / 3, 1 / 3, 1 / 3), 0.5),
     ((2.0,), 1.0),
 )
 
@@ -26,9 +45,7 @@ def _nearest(pitch: float, classes: set[int]) -> int:
     return min(options, key=lambda p: abs(p - pitch))
 
 
-def lead_line(
-    chart: Chart, first: int, count: int, centre: int, rng: np.random.Generator
-) -> Notes:
+def lead_line(chart: Chart, first: int, count: int, centre: int, rng: np.random.Generator) -> Notes:
     """Improvise over bars `first` to `first + count`.
 
     Args:

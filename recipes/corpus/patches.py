@@ -69,10 +69,21 @@ def read_patches(path: Path = TABLE) -> list[Patch]:
     with path.open(newline="") as stream:
         return [
             Patch(
-                row["stem"], row["kind"], row["package"], row["file"], int(row["bank"]),
-                int(row["program"]), row["name"], row["licence"], row["split"],
-                row["permissive"] == "yes", int(row["transpose"]), float(row["gain"]),
-                row["controls"], int(row["low"]), int(row["high"]),
+                row["stem"],
+                row["kind"],
+                row["package"],
+                row["file"],
+                int(row["bank"]),
+                int(row["program"]),
+                row["name"],
+                row["licence"],
+                row["split"],
+                row["permissive"] == "yes",
+                int(row["transpose"]),
+                float(row["gain"]),
+                row["controls"],
+                int(row["low"]),
+                int(row["high"]),
             )
             for row in csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
         ]

@@ -180,9 +180,7 @@ def render_song(
     return pcm, line
 
 
-def _work(
-    out: Path, split: str, number: int, seed: int, permissive_only: bool
-) -> dict[str, Any]:
+def _work(out: Path, split: str, number: int, seed: int, permissive_only: bool) -> dict[str, Any]:
     pcm, line = render_song(split, number, seed, permissive_only)
     temporary = out / f".{number:06d}.{os.getpid()}.npy"
     np.save(temporary, pcm)
@@ -227,7 +225,8 @@ def main(
         left = spent / count * (len(wanted) - count)
         click.echo(
             f"{split} {count}/{len(wanted)} songs, {seconds / 3600:.2f} h of audio, "
-            f"{seconds / spent:.0f} x real time, {left / 60:.0f} min left", err=True,
+            f"{seconds / spent:.0f} x real time, {left / 60:.0f} min left",
+            err=True,
         )
 
     try:
@@ -236,9 +235,7 @@ def main(
                 keep(_work(out, split, number, seed, permissive_only), count)
         else:
             with ProcessPoolExecutor(jobs) as pool:
-                tasks = [
-                    pool.submit(_work, out, split, n, seed, permissive_only) for n in wanted
-                ]
+                tasks = [pool.submit(_work, out, split, n, seed, permissive_only) for n in wanted]
                 for count, task in enumerate(as_completed(tasks), 1):
                     keep(task.result(), count)
     except MissingProgram as error:

@@ -45,8 +45,7 @@ def sfizz() -> str:
     found = shutil.which("sfizz_render") or (str(beside) if beside.exists() else None)
     if found is None:
         raise MissingProgram(
-            "sfizz_render was not found: `pip install pysfizz==0.1.3`, then "
-            f"`chmod +x {beside}`"
+            f"sfizz_render was not found: `pip install pysfizz==0.1.3`, then `chmod +x {beside}`"
         )
     return found
 
@@ -273,9 +272,21 @@ def render_sfz(
             instrument.write_text(_instrument(text, gain - STEP * attempt, pitches))
             midi_file(notes, samples, cents, controls or {}).save(source)
             done = subprocess.run(
-                [sfizz(), "--sfz", str(instrument), "--midi", str(source), "--wav", str(target),
-                 "--samplerate", str(RENDER_RATE), "--use-eot"],
-                capture_output=True, text=True, timeout=300,
+                [
+                    sfizz(),
+                    "--sfz",
+                    str(instrument),
+                    "--midi",
+                    str(source),
+                    "--wav",
+                    str(target),
+                    "--samplerate",
+                    str(RENDER_RATE),
+                    "--use-eot",
+                ],
+                capture_output=True,
+                text=True,
+                timeout=300,
             )
             if done.returncode != 0 or not target.exists():
                 told = (done.stderr or done.stdout)[-300:]

@@ -59,15 +59,19 @@ class GrooveBook:
     def family(self, groove: Groove, form: str, stems: tuple[str, ...]) -> list[Groove]:
         """Return grooves of the same file, metre and form that play the given stems."""
         return [
-            g for g in self.grooves
-            if g.file == groove.file and g.beats == groove.beats and g.form == form
+            g
+            for g in self.grooves
+            if g.file == groove.file
+            and g.beats == groove.beats
+            and g.form == form
             and all(plays(g, s) for s in stems)
         ]
 
     def draw(self, beats: int, stems: tuple[str, ...], rng: np.random.Generator) -> Groove:
         """Draw a main groove that plays the stems: files are equally likely, then its grooves."""
         fits = [
-            g for g in self.grooves
+            g
+            for g in self.grooves
             if g.beats == beats and g.form == "main" and all(plays(g, s) for s in stems)
         ]
         files = sorted({g.file for g in fits})
@@ -126,7 +130,8 @@ def pick_tracks(tracks: list[Track], stem: str, rng: np.random.Generator) -> lis
     if own or stem in ("bass", "drums"):
         return own
     comping = [
-        t for t in tracks
+        t
+        for t in tracks
         if t.name.lower().startswith(("chord", "arpeggio", "plectrum", "scale", "arp"))
         and stem_of(t) not in ("bass", "drums")
     ]
@@ -169,9 +174,7 @@ def humanise(notes: Notes, stem: str, rng: np.random.Generator) -> Notes:
     notes[:, 0] = np.maximum(notes[:, 0] + jitter, 0)
     notes[:, 1] = notes[:, 0] + np.maximum(length * rng.uniform(0.9, 1.1), 0.03)
     drift = rng.normal(0, 5, groups[-1] + 1)[groups]
-    notes[:, 3] = np.clip(
-        notes[:, 3] + rng.normal(0, 5) + drift + rng.normal(0, 4, count), 12, 127
-    )
+    notes[:, 3] = np.clip(notes[:, 3] + rng.normal(0, 5) + drift + rng.normal(0, 4, count), 12, 127)
     return notes
 
 
@@ -223,7 +226,9 @@ def compose(split: str, palette: Palette, book: GrooveBook, rng: np.random.Gener
     beats = 4 if rng.random() < 0.88 else 3
     chart = random_chart(rng, beats, float(rng.uniform(60, 115)))
     roles: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
-        (("bass", "drums"), ("bass", "drums")), (("guitar",), ("guitar",)), (("piano",), ("piano",))
+        (("bass", "drums"), ("bass", "drums")),
+        (("guitar",), ("guitar",)),
+        (("piano",), ("piano",)),
     ]
     if rng.random() < 0.35:
         roles = [(STEMS, STEMS)]

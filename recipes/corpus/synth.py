@@ -126,7 +126,12 @@ class Soundfont:
             library.delete_fluid_synth(synth)
 
     def _play(
-        self, synth: int, notes: NDArray[np.float64], bank: int, program: int, samples: int,
+        self,
+        synth: int,
+        notes: NDArray[np.float64],
+        bank: int,
+        program: int,
+        samples: int,
         cents: float,
     ) -> NDArray[np.float32]:
         library = _library()
