@@ -125,6 +125,30 @@ def test_gaussian_posterior_within_the_budget(name):
     assert cov <= 1
 
 
+@pytest.mark.parametrize("preset", ["fast", "default", "best"])
+def test_pnpdm_presets_have_moves_that_suit_their_grids(preset):
+    """Loud and quiet stems keep their size and explain the mix; not so by Euler moves."""
+
+    def deviations(size, **settings):
+        """Root mean squares of the residual and of the stems, in units of the exact spread."""
+        prior = GaussianDenoiser(torch.zeros(4, 1).double(), size**2 * torch.eye(4).double())
+        y = torch.zeros(500, 1, 1, dtype=torch.float64)
+        problem = Problem(Mixture(4), y, 0.0, (500, 4, 1))
+        x = samplers.get("pnpdm", preset, **settings).sample(prior, problem, BatchDraws(1, 500))
+        spread = size * 0.75**0.5
+        return float(x.sum(1).square().mean().sqrt()) / spread, float(x.std()) / spread
+
+    residual, spread = deviations(0.03)
+    assert residual < 0.2
+    assert 0.7 < spread < 1.05  # few moves that take their estimate at its word are too narrow
+    residual, spread = deviations(0.003)  # below the last width
+    assert residual < 1.1
+    assert 0.6 < spread < 1.05
+    if preset == "fast":
+        wrong, _ = deviations(0.003, moves="euler")
+        assert wrong > 2 * residual
+
+
 class Flipped(Mixture):
     """Corrections have the wrong sign."""
 

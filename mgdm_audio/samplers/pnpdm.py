@@ -14,6 +14,10 @@ is "published": Langevin moves
 + \sqrt{2 \gamma}\, z`, in which the tie to x repels instead of attracting and keeps its first
 width; at :math:`\omega_0 = 10` and :math:`\gamma = 10^{-9}` it hardly acts either way. "langevin"
 has the sign and the width right.
+
+Euler moves add the noise of the whole interval at its lower end. On a grid of ratio q that is q
+times the noise of the level they arrive at, so they are for fine grids, such as the authors'; the
+exact conditional of the noise given the clean estimate takes any ("bridge").
 """
 
 from __future__ import annotations
@@ -198,7 +202,9 @@ class PnPDM(DiffusionSampler):
         return v
 
 
-_CHEAP = PnPDM(sigma_min=1e-3, sigma_max=1.0, width_start=1.0, width_min=2e-3)
+# Grids this coarse need moves whose noise is right; with Euler moves the stems of preset `fast` have
+# ten times their power and explain nothing of a mix.
+_CHEAP = PnPDM(sigma_min=1e-3, sigma_max=1.0, width_start=1.0, width_min=2e-3, moves="bridge")
 
 PnPDM.PRESETS = {
     # What the authors of MGDM ran on audio, wrong sign included.
