@@ -202,8 +202,8 @@ class PnPDM(DiffusionSampler):
         return v
 
 
-# Grids this coarse need moves whose noise is right; with Euler moves the stems of preset `fast` have
-# ten times their power and explain nothing of a mix.
+# Grids this coarse need moves whose noise is right: by Euler moves the stems of preset `fast` come
+# out many times too loud and explain nothing of a real mix.
 _CHEAP = PnPDM(sigma_min=1e-3, sigma_max=1.0, width_start=1.0, width_min=2e-3, moves="bridge")
 
 PnPDM.PRESETS = {
