@@ -331,6 +331,14 @@ def test_tuning_keeps_the_best(bench, corpus, tmp_path):
     assert winners["mgdm"][16].settings["gradient_steps"] == ((0, 1),)
     # What was tuned is found again in the store: nothing is drawn anew.
     assert bench.done(winners["mgdm"][16], listed[0]) == 1
+    candidates["dps"] = [Candidate("dps", "plain", "fast", knob="steps")]
+    others = {32: tune.untried(bench, candidates, best, 32, 1.0)}
+    path.write_text(tune.winners_text(best, {"model": "bands"}, others))
+    winners = budgets.load_winners(path)
+    assert winners["ddnm"][16].note == "16 calls, tuned"
+    assert winners["ddnm"][32].note == "32 calls, tuned at 16"
+    assert winners["ddnm"][32].settings == {"steps": 32}
+    assert winners["dps"][32].note == "32 calls, not tuned"
     with pytest.raises(FileNotFoundError, match=r"tune\.py"):
         budgets.load_winners(tmp_path / "none.yaml")
 
@@ -415,7 +423,7 @@ def test_tune_and_table_commands(commands, tmp_path):
     assert "No rows" in empty.stdout
     assert commands(table.main, *arguments).exit_code == 0
     text = out.with_suffix(".md").read_text()
-    assert "| ddnm | tuned at 6 | test small | 2 | 1 |" in text
+    assert "| ddnm | 6 calls, tuned | test small | 2 | 1 |" in text
     assert "| projdiff | fast | test full | 2 | 2 |" in text
     played = commands(table.main, *arguments, "--only-tables", "--list", "full")
     assert "| projdiff | fast | test full | 2 | 2 |" in played.stdout

@@ -157,7 +157,12 @@ def load_winners(path: str | Path = WINNERS) -> dict[str, dict[int, Entry]]:
     content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     return {
         method: {
-            budget: Entry(method, row["preset"], _settings(row["settings"]), f"tuned at {budget}")
+            budget: Entry(
+                method,
+                row["preset"],
+                _settings(row["settings"]),
+                f"{budget} calls, {row['chosen']}",
+            )
             for budget, row in rows.items()
         }
         for method, rows in content["winners"].items()

@@ -83,25 +83,57 @@ def tune(
     return rows, best
 
 
-def winners_text(best: dict[str, dict[int, Row]], head: dict[str, Any]) -> str:
-    """winners.yaml."""
-    winners = {
-        method: {
-            budget: {
-                "candidate": row.entry.note,
-                "preset": row.entry.preset,
-                "settings": dict(row.entry.settings),
-                "equivalents": round(row.equivalents, 1),
-                "si_sdri": round(row.score(), 3),
-            }
-            for budget, row in rows.items()
-            if math.isfinite(row.score())
-        }
-        for method, rows in best.items()
-    }
+def untried(
+    bench: Bench,
+    candidates: dict[str, list[Candidate]],
+    best: dict[str, dict[int, Row]],
+    budget: int,
+    vjp_cost: float,
+) -> dict[str, tuple[Entry, str]]:
+    """Settings at a budget that was not run, and how they were chosen, by method.
+
+    The best candidate of the largest smaller budget; the first one where none was run.
+    """
+    result = {}
+    for method, rows in candidates.items():
+        tried = [b for b in best.get(method, {}) if b < budget]
+        name = best[method][max(tried)].entry.note if tried else rows[0].name
+        chosen = f"tuned at {max(tried)}" if tried else "not tuned"
+        candidate = next(row for row in rows if row.name == name)
+        try:
+            entry = fit(bench, candidate, budget, vjp_cost)
+        except ModelError as error:
+            bench.say(f"{method} {name} is left out: {error}")
+            continue
+        if entry is not None:
+            result[method] = (entry, chosen)
+    return result
+
+
+def winners_text(
+    best: dict[str, dict[int, Row]],
+    head: dict[str, Any],
+    others: dict[int, dict[str, tuple[Entry, str]]] | None = None,
+) -> str:
+    """winners.yaml: the best rows, and by budget what :func:`untried` gave where there is none."""
+    winners: dict[str, dict[int, dict[str, Any]]] = {}
+    for method, rows in best.items():
+        for budget, row in rows.items():
+            if math.isfinite(row.score()):
+                line = {**_line(row.entry, "tuned"), "si_sdri": round(row.score(), 3)}
+                winners.setdefault(method, {})[budget] = line
+    for budget, entries in (others or {}).items():
+        for method, (entry, chosen) in entries.items():
+            winners.setdefault(method, {}).setdefault(budget, _line(entry, chosen))
     comment = "# Written by recipes/compare/tune.py; settings of the best candidate by budget.\n"
-    kept = {method: rows for method, rows in winners.items() if rows}
-    return comment + yaml.safe_dump({**head, "winners": kept}, sort_keys=False, width=100)
+    return comment + yaml.safe_dump({**head, "winners": winners}, sort_keys=False, width=100)
+
+
+def _line(entry: Entry, chosen: str) -> dict[str, Any]:
+    settings = dict(entry.settings)
+    return {
+        "candidate": entry.note, "chosen": chosen, "preset": entry.preset, "settings": settings,
+    }  # fmt: skip
 
 
 @click.command(help=__doc__)
@@ -122,6 +154,10 @@ def winners_text(best: dict[str, dict[int, Row]], head: dict[str, Any]) -> str:
     "--winners", type=click.Path(path_type=Path), default=WINNERS, show_default="winners.yaml"
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Table of all that ran, no suffix.")
+@click.option(
+    "--untried", "further", multiple=True, type=int,
+    help="A budget that is not run: settings of the best candidate at a smaller one.",
+)  # fmt: skip
 @click.option("--measure", is_flag=True, help="Only measure what a VJP costs, and stop.")
 def main(
     corpus: Path,
@@ -133,6 +169,7 @@ def main(
     source: Path,
     winners: Path,
     out: Path | None,
+    further: tuple[int, ...],
     measure: bool,
     minutes: float | None,
     share: tuple[int, int],
@@ -157,7 +194,8 @@ def main(
         "clips": f"{len(listed)} of valid, list {which}",
         "vjp_cost": vjp_cost,
     }
-    write_whole(winners, winners_text(best, head).encode())
+    others = {b: untried(bench, candidates, best, b, vjp_cost) for b in further}
+    write_whole(winners, winners_text(best, head, others).encode())
     click.echo(markdown([row for group in best.values() for row in group.values()]))
     if out is not None:
         write_tables(out, rows, "# Tuning: all candidates\n\n")
