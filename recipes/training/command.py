@@ -126,7 +126,7 @@ def run(trainer: Trainer, out: Path, options: dict[str, Any]) -> None:
                     "step": trainer.step,
                     "minutes": round(minutes, 2),
                     "hours_seen": round(trainer.seconds / 3600, 3),
-                    "lr": trainer.task.rate(trainer.step),
+                    "lr": trainer.rate(),
                     "songs": trainer.songs,
                     "loss": loss,
                     "stems": stems,

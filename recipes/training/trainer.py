@@ -29,6 +29,9 @@ FORMAT = 2
 """Layout of checkpoints. The first one had no number, and states of two random generators
 instead of items that know their number; it is read as well."""
 
+REWARM = 300
+"""Steps over which the learning rate rises after a start without the optimiser's moments."""
+
 Batch = dict[str, Tensor]
 
 
@@ -188,6 +191,7 @@ class Trainer:
         self.optimiser = task.optimiser(self.net)
         self.step = 0
         self.seconds = 0.0  # of audio seen
+        self.restart: int | None = None  # step at which the moments were last lost
         self.songs = task.songs()
         self._batches: Iterator[Batch] | None = None
         loss = _Loss(self.net, task)
@@ -208,6 +212,13 @@ class Trainer:
         self.task.prepare(self.net)
         for own, averaged in zip(self.net.buffers(), self.average.buffers(), strict=True):
             averaged.copy_(own)
+
+    def rate(self) -> float:
+        """The learning rate of the next step."""
+        rate = self.task.rate(self.step)
+        if self.restart is None:
+            return rate
+        return rate * min(1.0, (self.step - self.restart + 1) / REWARM)
 
     def autocast(self) -> Any:
         """The precision's context."""
@@ -248,7 +259,7 @@ class Trainer:
         if self._batches is None:
             self._batches = self._loader()
         for group in self.optimiser.param_groups:
-            group["lr"] = self.task.rate(self.step)
+            group["lr"] = self.rate()
         self.optimiser.zero_grad(set_to_none=True)
         losses, levels = [], []
         parts = -(-self.share // self.micro)
@@ -305,6 +316,7 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "songs": self.songs,
+            "restart": self.restart,
         }
 
     def save(self, path: Path) -> None:
@@ -315,7 +327,7 @@ class Trainer:
             os.replace(temporary, path)
 
     def load(self, state: dict[str, Any]) -> None:
-        """Continues from a checkpoint's state.
+        """Continues from a checkpoint's state, also from one without the optimiser's (None).
 
         Raises:
             ValueError: if it is of a newer layout.
@@ -326,7 +338,9 @@ class Trainer:
             )
         self.net.load_state_dict(state["net"])
         self.average.load_state_dict(state["average"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        if state["optimiser"] is not None:
+            self.optimiser.load_state_dict(state["optimiser"])
+        self.restart = state.get("restart")
         self.step, self.seconds, self.songs = state["step"], state["seconds"], state["songs"]
         self._batches = None
 

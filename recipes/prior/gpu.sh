@@ -1,0 +1,84 @@
+#!/usr/bin/env bash
+# Renders songs and trains on a machine with a GPU and without network, for the minutes given:
+#   gpu.sh MINUTES        from the repository's root, with what bundle.py collected in work/gpu/parts
+# Called again on the same machine it goes on; on another one it goes on from the pieces of the last
+# checkpoint, if they lie in work/gpu/pieces*. The pieces, the log and the curves go to OUT.
+# "gpu.sh back 2" copies the second four pieces to OUT, where there are more than four.
+set -euo pipefail
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
+cd "$root"
+work="${WORK:-$root/work/gpu}"
+out="${OUT:-$work/out}"
+python="${PYTHON:-python3}"
+songs="${SONGS:-1200}"       # training songs wanted in all
+valid="${VALID:-8}"          # validation songs
+first="${FIRST:-96}"         # songs that are there before training starts
+jobs="${JOBS:-$(($(nproc) > 3 ? $(nproc) - 2 : 1))}"
+network="${NETWORK:-{\"channels\": [64, 128], \"width\": 640, \"depth\": 8\}}"
+steps="${STEPS:-60000}" batch="${BATCH:-32}" seconds="${SECONDS_OF_CROP:-5.94}"
+precision="${PRECISION:-bf16}" device="${DEVICE:-auto}" workers="${WORKERS:-8}"
+started="$(date +%s)"
+
+minutes_left() { # of the call, less the argument
+  awk -v total="$1" -v less="$2" -v start="$started" -v now="$(date +%s)" \
+    'BEGIN { left = total - less - (now - start) / 60; print (left > 0 ? left : 0) }'
+}
+
+back() { # copies four pieces, their index, log and curves
+  mkdir -p "$out"
+  cp "$work/pieces/pieces.json" "$work/run/log.jsonl" "$work/run/curves.png" "$out/"
+  ls "$work/pieces/"step*.part | sort -V | tail -n "+$((4 * ($1 - 1) + 1))" | head -n 4 |
+    while read -r piece; do cp "$piece" "$out/"; done
+}
+
+setup() {
+  # The code as it is now, with the table of the sounds that travelled.
+  rm -rf "$work/tree"
+  mkdir -p "$work/tree" "$work/run" "$work/corpus"
+  cp -r mgdm_audio recipes "$work/tree/"
+  cp "$work/parts/sources.tsv" "$work/tree/recipes/corpus/sources.tsv"
+  if ! command -v mma >/dev/null || [ ! -e "$work/unpacked" ]; then
+    tar --skip-old-files -xJf "$work/parts/files.tar.xz" -C /
+    touch "$work/unpacked"
+  fi
+  if ! ldconfig -p | grep -q 'libfluidsynth\.so'; then
+    mkdir -p /usr/local/lib/fluidsynth
+    tar -xJf "$work/parts/libraries.tar.xz" -C /usr/local/lib/fluidsynth
+    echo /usr/local/lib/fluidsynth >/etc/ld.so.conf.d/zz-fluidsynth.conf
+    ldconfig
+  fi
+  if [ -d "$work/parts/wheels" ] && [ ! -d "$work/site" ]; then
+    "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir \
+      --target "$work/site" "$work/parts/wheels/"*.whl
+  fi
+}
+
+if [ "${1:?gpu.sh MINUTES, or gpu.sh back N}" = back ]; then
+  back "${2:-1}"
+  exit
+fi
+setup
+export PYTHONPATH="$work/site${PYTHONPATH:+:$PYTHONPATH}" MGDM_CORPUS_SOURCES="$work/parts/sources"
+export PYTHONUNBUFFERED=1
+tree="$work/tree"
+if [ ! -f "$work/run/checkpoint.pt" ] && compgen -G "$work/pieces*/pieces.json" >/dev/null; then
+  "$python" "$tree/recipes/prior/pieces.py" join "$work"/pieces*/ "$work/run/checkpoint.pt"
+fi
+render() { # SPLIT SONGS JOBS
+  OMP_NUM_THREADS=1 "$python" "$tree/recipes/corpus/render.py" --split "$1" --songs "$2" \
+    --out "$work/corpus/$1" --jobs "$3"
+}
+render valid "$valid" "$jobs"
+render train "$first" "$jobs"
+if [ "$songs" -gt "$first" ]; then
+  render train "$songs" "$jobs" >"$work/render.log" 2>&1 &
+  renderer=$!
+  trap 'kill "$renderer" 2>/dev/null || true' EXIT
+fi
+"$python" "$tree/recipes/prior/train.py" --corpus "$work/corpus" --out "$work/run" \
+  --steps "$steps" --batch "$batch" --seconds "$seconds" --network "$network" \
+  --precision "$precision" --device "$device" --workers "$workers" \
+  --minutes "$(minutes_left "$1" "${RESERVE:-1}")" --save-minutes 1.5 --validate-minutes 3 \
+  --score-minutes 8
+"$python" "$tree/recipes/prior/pieces.py" split "$work/run/checkpoint.pt" "$work/pieces"
+back 1
