@@ -118,50 +118,21 @@ def run(trainer: Trainer, out: Path, options: dict[str, Any]) -> None:
         while trainer.step < settings.steps and not last:
             window.add(*trainer.advance())
             minutes = (time.monotonic() - start) / 60
-            last = place.agree(bool(stop) or minutes > options["minutes"])
-            last = last or trainer.step == settings.steps
+            flags = [bool(stop), minutes > options["minutes"], *map(is_due, due)]
+            stopped, timed_out, *now_due = place.agree(flags)
+            last = stopped or timed_out or trainer.step == settings.steps
             if trainer.step % LOG_STEPS == 0 or last:
-                loss, stems = window.summary(place)
-                line = {
-                    "step": trainer.step,
-                    "minutes": round(minutes, 2),
-                    "hours_seen": round(trainer.seconds / 3600, 3),
-                    "lr": trainer.rate(),
-                    "songs": trainer.songs,
-                    "loss": loss,
-                    "stems": stems,
-                }
-                if log is not None:
-                    log.write(line)
-                speed = (trainer.step - first) / (minutes * 60)
-                audio = settings.batch * settings.samples / 22050
-                left = (settings.steps - trainer.step) / speed / 60
-                share = 100 * trainer.step / settings.steps
-                say(
-                    place,
-                    f"step {trainer.step} ({share:.1f} %), {speed * audio:.1f} audio-s/s, "
-                    f"{left:.0f} min left",
-                )
-            if place.agree(is_due("save")) or last:
-                trainer.save(out / CHECKPOINT)
-                trainer.refresh()
-                due["save"] = time.monotonic()
-            # Told to stop there is no time for more than the checkpoint.
-            interrupted = place.agree(bool(stop))
-            for name, measure in (
-                ("validate", trainer.task.validate),
-                ("score", trainer.task.score),
-            ):
-                if not (place.agree(is_due(name)) or last) or interrupted:
+                report(trainer, window, log, minutes, trainer.step - first)
+            for name, wanted in zip(due, now_due, strict=True):
+                # Told to stop there is no time for more than the checkpoint.
+                if not (wanted or last) or (stopped and name != "save"):
                     continue
-                if log is not None:
-                    key = "valid" if name == "validate" else name
-                    trainer.average.eval()
-                    with torch.no_grad(), trainer.autocast():
-                        values = measure(trainer.average)
-                    log.write({"step": trainer.step, key: values})
+                if name == "save":
+                    trainer.save(out / CHECKPOINT)
+                    trainer.refresh()
+                elif log is not None:
+                    measure(trainer, name, log)
                     log.chart(out / "curves.png")
-                    say(place, f"step {trainer.step} {key} {values}")
                 due[name] = time.monotonic()
                 place.wait()
     finally:
@@ -169,3 +140,40 @@ def run(trainer: Trainer, out: Path, options: dict[str, Any]) -> None:
         if log is not None:
             with log:
                 log.chart(out / "curves.png")
+
+
+def report(trainer: Trainer, window: Window, log: Log | None, minutes: float, steps: int) -> None:
+    """Writes the losses since the last line, and says how the run goes."""
+    settings = trainer.settings
+    loss, stems = window.summary(trainer.processes)
+    if log is not None:
+        log.write(
+            {
+                "step": trainer.step,
+                "minutes": round(minutes, 2),
+                "hours_seen": round(trainer.seconds / 3600, 3),
+                "lr": trainer.rate(),
+                "songs": trainer.songs,
+                "loss": loss,
+                "stems": stems,
+            }
+        )
+    speed = steps / (minutes * 60)
+    audio = settings.batch * settings.samples / 22050
+    left = (settings.steps - trainer.step) / speed / 60
+    say(
+        trainer.processes,
+        f"step {trainer.step} ({100 * trainer.step / settings.steps:.1f} %), "
+        f"{speed * audio:.1f} audio-s/s, {left:.0f} min left",
+    )
+
+
+def measure(trainer: Trainer, name: str, log: Log) -> None:
+    """Validates or scores the averaged network, in the first process."""
+    task = trainer.task.validate if name == "validate" else trainer.task.score
+    key = "valid" if name == "validate" else name
+    trainer.average.eval()
+    with torch.no_grad(), trainer.autocast():
+        values = task(trainer.average)
+    log.write({"step": trainer.step, key: values})
+    say(trainer.processes, f"step {trainer.step} {key} {values}")

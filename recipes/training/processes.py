@@ -48,13 +48,13 @@ class Processes:
         dist.all_gather_object(values, value)
         return values
 
-    def agree(self, flag: bool) -> bool:
-        """Whether the flag is set in any process."""
+    def agree(self, flags: list[bool]) -> list[bool]:
+        """For each flag, whether it is set in any process."""
         if self.world == 1:
-            return flag
-        votes = torch.tensor([float(flag)], device=self.device)
+            return flags
+        votes = torch.tensor(flags, dtype=torch.float32, device=self.device)
         dist.all_reduce(votes)
-        return bool(votes.item() > 0)
+        return [vote > 0 for vote in votes.tolist()]
 
     def wait(self) -> None:
         """Until all processes are here."""
