@@ -4,66 +4,26 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from click.testing import CliRunner
 
 from mgdm_audio import Separator, hub, metrics, samplers
 from mgdm_audio.samplers.ddnm import DDNM
-from recipes.compare import budgets, options, report, score, table, tune
-from recipes.compare.bench import Bench, Entry, Failed, Spent
-from recipes.compare.budgets import Candidate, equivalents, fit
+from recipes.compare import figures, honesty, pareto, report, score, table, tune
+from recipes.compare.bench import Bench, Entry, Failed
 from recipes.compare.clips import LISTS, ClipList, clips
 
+pytest_plugins = ("compare_fixtures",)
+
 TINY = ClipList(2, 16_384)
+
 CHEAP = Entry("ddnm", "fast", {"steps": 4})
 GUIDED = Entry("dps", "fast", {"steps": 4})
-
-
-@pytest.fixture
-def corpus(tmp_path: Path, music: np.ndarray) -> Path:
-    """Three songs of three seconds in the splits valid and test; song 1 has no drums."""
-    rng = np.random.default_rng(0)
-    for split in ("valid", "test"):
-        folder = tmp_path / "corpus" / split
-        folder.mkdir(parents=True)
-        with open(folder / "index.jsonl", "w") as index:
-            for song in range(3):
-                stems = np.concatenate([music, music[:, :22_050]], axis=1)
-                stems = stems * rng.uniform(0.5, 1.0, (4, 1))
-                # The last second is louder in all stems.
-                stems[:, -22_050:] *= 1.5
-                if song == 1:
-                    stems[1] = 0
-                np.save(folder / f"{song}.npy", (stems * 20_000).astype(np.int16))
-                line = {"song": song, "file": f"{song}.npy", "samples": stems.shape[1]}
-                index.write(json.dumps(line) + "\n")
-    return tmp_path / "corpus"
-
-
-@pytest.fixture
-def regressor(prior: hub.Prior) -> hub.Regressor:
-    """A regressor that shares alike."""
-
-    class Shares(torch.nn.Module):
-        def forward(self, mix, stems, known):
-            rest = mix - (stems * known[:, :, None]).sum(1, keepdim=True)
-            left = (~known).sum(1).clamp_min(1)[:, None, None]
-            return torch.where(known[:, :, None], stems, rest / left)
-
-    info = dataclasses.replace(prior.info, name="shares", kind="regressor", sha256="2" * 64)
-    return hub.Regressor(Shares(), info)
-
-
-@pytest.fixture
-def bench(prior: hub.Prior, regressor: hub.Regressor, tmp_path: Path) -> Bench:
-    return Bench(prior, tmp_path / "store", regressor=regressor, device="cpu", precision="float32")
 
 
 def test_clip_is_where_the_quietest_stem_is_loudest(corpus):
@@ -246,103 +206,6 @@ def test_paper_s_overall_figures_are_means():
         assert np.mean(stems) == pytest.approx(overall, abs=0.006), method
 
 
-def test_equivalents():
-    assert equivalents(Spent(calls=10, vjps=4), 1.5) == 16
-
-
-def test_fit_fills_the_budget(bench):
-    vjp_cost = 1.5
-    for budget in (20, 31, 100):
-        entry = fit(bench, Candidate("dps", "x", "fast", knob="steps"), budget, vjp_cost)
-        assert entry is not None
-        cost = {
-            steps: equivalents(samplers.get("dps", "fast", steps=steps).cost(), vjp_cost)
-            for steps in (entry.settings["steps"], entry.settings["steps"] + 1)
-        }
-        low, high = cost.values()
-        assert low <= budget < high
-    churned = fit(
-        bench,
-        Candidate("msdm", "x", settings={"repetitions": 1}, knob="levels", per_knob={"churn": 0.1}),
-        30,
-        vjp_cost,
-    )
-    assert churned is not None
-    assert churned.settings == {"repetitions": 1, "levels": 30, "churn": pytest.approx(3.0)}
-
-
-def test_fit_without_a_knob(bench):
-    fixed = Candidate("ddnm", "x", settings={"steps": 20})
-    assert fit(bench, fixed, 19, 1.0) is not None
-    assert fit(bench, fixed, 18, 1.0) is None
-    stated = Candidate("pnpdm", "x", at={30: {"iterations": 3}})
-    entry = fit(bench, stated, 30, 1.0)
-    assert entry is not None
-    assert entry.settings == {"iterations": 3}
-    assert fit(bench, stated, 31, 1.0) is None
-    assert fit(bench, Candidate("dps", "x", knob="steps"), 1, 1.0) is None
-    with pytest.raises(ValueError, match="has no setting 'stepz'"):
-        fit(bench, Candidate("dps", "x", knob="stepz"), 30, 1.0)
-
-
-def test_candidates_of_all_methods_fit_their_budgets(bench):
-    vjp_cost, candidates = budgets.load_candidates()
-    assert list(candidates) == samplers.names()
-    for method, rows in candidates.items():
-        assert len({row.name for row in rows}) == len(rows), method
-        for row in rows:
-            entries = [fit(bench, row, budget, vjp_cost) for budget in (30, 100, 300)]
-            assert any(entries), f"{method} {row.name} fits no budget"
-
-
-def test_a_method_without_candidates_is_tried_with_its_presets(tmp_path):
-    path = tmp_path / "candidates.yaml"
-    path.write_text("vjp_cost: 1.0\nmethods:\n  mgdm: [{name: a, settings: {index: midpoint}}]\n")
-    _, candidates = budgets.load_candidates(path)
-    assert [row.preset for row in candidates["dps"]] == ["fast", "default", "best"]
-    path.write_text("vjp_cost: 1.0\nmethods:\n  mgdm: [{name: a, nob: steps}]\n")
-    with pytest.raises(ValueError, match=r"mgdm.*nob"):
-        budgets.load_candidates(path)
-
-
-def test_tuning_keeps_the_best(bench, corpus, tmp_path):
-    listed = clips(corpus / "valid", TINY)
-    candidates = {
-        "ddnm": [
-            # Nearly no noise: the state stays where it began, and nothing is separated.
-            Candidate("ddnm", "blind", "fast", {"sigma_min": 5.0, "sigma_max": 9.0}, knob="steps"),
-            Candidate("ddnm", "good", "fast", {}, knob="steps"),
-        ],
-        "mgdm": [Candidate("mgdm", "G1", settings={"gradient_steps": ((0, 1),)}, knob="steps")],
-    }
-    rows, best = tune.tune(bench, candidates, listed, [8, 16], 1, 1.0)
-    assert [(r.entry.method, r.entry.note, r.listed) for r in rows] == [
-        ("ddnm", "blind", "tuning at 8"),
-        ("ddnm", "good", "tuning at 8"),
-        ("mgdm", "G1", "tuning at 8"),
-        ("ddnm", "good", "tuning at 16"),
-        ("mgdm", "G1", "tuning at 16"),
-    ]
-    assert rows[1].score() > rows[0].score()
-    path = tmp_path / "winners.yaml"
-    path.write_text(tune.winners_text(best, {"model": "bands"}))
-    winners = budgets.load_winners(path)
-    assert winners["ddnm"][8].settings == {"steps": 8}
-    assert winners["mgdm"][16].settings["gradient_steps"] == ((0, 1),)
-    # What was tuned is found again in the store: nothing is drawn anew.
-    assert bench.done(winners["mgdm"][16], listed[0]) == 1
-    candidates["dps"] = [Candidate("dps", "plain", "fast", knob="steps")]
-    others = {32: tune.untried(bench, candidates, best, 32, 1.0)}
-    path.write_text(tune.winners_text(best, {"model": "bands"}, others))
-    winners = budgets.load_winners(path)
-    assert winners["ddnm"][16].note == "16 calls, tuned"
-    assert winners["ddnm"][32].note == "32 calls, tuned at 16"
-    assert winners["ddnm"][32].settings == {"steps": 32}
-    assert winners["dps"][32].note == "32 calls, not tuned"
-    with pytest.raises(FileNotFoundError, match=r"tune\.py"):
-        budgets.load_winners(tmp_path / "none.yaml")
-
-
 def test_plan_names_what_there_is(tmp_path):
     groups = table.load_plan()
     assert {group.clips for group in groups} <= set(LISTS)
@@ -367,24 +230,6 @@ def test_published_settings_suit_the_prior(bench):
     group = next(group for group in table.load_plan() if group.settings == "paper")
     entries = bench.possible(group.entries())
     assert {entry.method for entry in entries} >= {"mgdm", "dps", "pgdm", "ddnm", "msdm", "isdm"}
-
-
-@pytest.fixture
-def commands(prior, corpus, tmp_path, monkeypatch):
-    """Runs a command on the tiny corpus, with the prior in the model's place."""
-    monkeypatch.setattr(options.hub, "load", lambda name, device: prior)
-    monkeypatch.setattr(options.hub, "models", list)
-    threads = torch.get_num_threads()
-    for name in ("small", "full", "tune"):
-        monkeypatch.setitem(LISTS, name, TINY)
-
-    def run(command, *arguments: str):
-        common = ["--corpus", str(corpus), "--store", str(tmp_path / "store"), "--device", "cpu"]
-        result = CliRunner().invoke(command, [*common, *arguments], catch_exceptions=False)
-        torch.set_num_threads(threads)
-        return result
-
-    return run
 
 
 def test_score_command(commands, tmp_path):
@@ -435,27 +280,25 @@ def test_shares_are_checked(commands):
     assert "from 1 to 2" in result.stderr
 
 
-def test_vjp_cost_is_measured(prior):
-    class Slow(torch.nn.Module):
-        """A network whose gradient is ten times the work of its answer."""
-
-        def forward(self, x, sigma):
-            return Laborious.apply(x)
-
-    class Laborious(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            work(1)
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx, gradient):
-            work(10)
-            return gradient
-
-    def work(times: int) -> None:
-        for _ in range(times):
-            torch.ones(300, 300) @ torch.ones(300, 300)
-
-    slow = hub.Prior(Slow(), prior.info)
-    assert budgets.measure_vjp_cost(slow, 64, torch.float32) > 3
+def test_figures_honesty_and_pareto_commands(commands, tmp_path):
+    settings = ["--set", "steps=6", "--set", "gradient_steps=[[0,1]]", "--list", "tune"]
+    arguments = ["--repetitions", "1", "--repetitions", "2", "--out", str(tmp_path)]
+    result = commands(figures.main, *arguments, *settings)
+    assert result.exit_code == 0, result.output
+    with open(tmp_path / "figure3.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["reading"] == "active"]
+    assert [row["note"] for row in rows] == [
+        "R=1", "R=2", "R=1 G=1 (cost of R=1)", "R=1 G=2 (cost of R=2)",
+    ]  # fmt: skip
+    assert (tmp_path / "figure4.png").is_file()
+    out = tmp_path / "honesty"
+    method = ["--method", "ddnm", "--preset", "fast", "--set", "steps=4"]
+    result = commands(honesty.main, *method, "--samples", "2", "--out", str(out))
+    assert result.exit_code == 0, result.output
+    assert "mean of 2" in out.with_suffix(".md").read_text()
+    assert out.with_suffix(".png").is_file()
+    drawn = CliRunner().invoke(
+        pareto.main, [str(tmp_path / "figure3.csv"), "--out", str(tmp_path / "pareto.png")]
+    )
+    assert drawn.exit_code == 0, drawn.output
+    assert "mgdm" in drawn.stdout
