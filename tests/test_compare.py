@@ -198,7 +198,7 @@ def test_row_and_tables(bench, corpus, tmp_path):
     assert (active["reading"], active["clips"], active["clips_in_list"]) == ("active", "3", "4")
     text = (tmp_path / "out" / "dps.md").read_text()
     assert "| dps | fast steps=4 | valid tiny | 3/4 | 1 |" in text
-    assert "13.77" in text
+    assert "(13.77) |" in text
 
 
 def test_paper_s_overall_figures_are_means():

@@ -20,7 +20,8 @@ from recipes.compare.budgets import equivalents
 
 READINGS = {
     "active": "SI-SDRi in dB, stems that are active in the window (active-stem reading)",
-    "track": "SI-SDRi in dB, all stems of windows with two active ones (MSDM reading)",
+    "track": "SI-SDRi in dB, all stems of windows with two active ones (MSDM reading); in "
+    "parentheses the paper's Table 3",
 }
 COLUMNS = (*STEMS, "all")
 
@@ -154,12 +155,13 @@ def markdown(rows: Sequence[Row]) -> str:
     parts = [_head(rows)]
     for reading, title in READINGS.items():
         lines = [f"**{title}**", ""]
-        lines.append(_line(["method", "settings", "list", "clips", "mean of", *COLUMNS, "paper"]))
-        lines.append(_line(["---"] * 3 + ["---:"] * (3 + len(COLUMNS))))
+        lines.append(_line(["method", "settings", "list", "clips", "mean of", *COLUMNS]))
+        lines.append(_line(["---"] * 3 + ["---:"] * (2 + len(COLUMNS))))
         for row in rows:
             cells = [_scored(row, reading, column) for column in COLUMNS]
-            published = PAPER.get(row.entry.method)
-            cells.append("-" if published is None else f"{published[-1]:.2f}")
+            if reading == "track" and row.entry.method in PAPER:
+                published = PAPER[row.entry.method]
+                cells = [f"{a} ({b:.2f})" for a, b in zip(cells, published, strict=True)]
             lines.append(_line([*_names(row), *cells]))
         parts.append("\n".join(lines))
     lines = ["**Cost of a clip, and what is left of the mixture**", ""]
@@ -200,9 +202,8 @@ def _head(rows: Sequence[Row]) -> str:
     }
     return (
         f"{'; '.join(sorted(runs))}. In brackets the 95 % bootstrap interval over songs. "
-        '"Mean of" counts the posterior samples that were averaged; "paper" is Table 3\'s "All", '
-        "on other songs with another prior. A VJP is counted as "
-        f"{rows[0].vjp_cost:g} further calls."
+        '"Mean of" counts the posterior samples that were averaged. The paper\'s figures are of '
+        f"other songs and another prior. A VJP is counted as {rows[0].vjp_cost:g} further calls."
         if rows
         else "No rows."
     )
