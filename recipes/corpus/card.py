@@ -1,5 +1,5 @@
-"""Describe a rendered corpus: hours, levels and silence by stem, sources and licences, beside
-Slakh2100."""
+"""Describe a rendered corpus: hours, levels, silence and sounds by stem, sources and licences,
+beside Slakh2100."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SLAKH_PRESENT = {"bass": 94.7, "drums": 99.3, "guitar": 100.0, "piano": 99.3}
 
 
 def read_index(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines of a split's index.
+    """Return the lines of a split's index, one a song.
 
     Raises:
         FileNotFoundError: if the split was not rendered.
@@ -31,7 +31,8 @@ def read_index(folder: Path) -> list[dict[str, Any]]:
     index = folder / "index.jsonl"
     if not index.is_file():
         raise FileNotFoundError(f"{index} does not exist; render the split first")
-    return [json.loads(line) for line in index.read_text().splitlines() if line.strip()]
+    lines = [json.loads(line) for line in index.read_text().splitlines() if line.strip()]
+    return list({line["song"]: line for line in lines}.values())
 
 
 def split_table(songs: list[dict[str, Any]]) -> list[str]:
@@ -53,6 +54,27 @@ def split_table(songs: list[dict[str, Any]]) -> list[str]:
     return rows
 
 
+def use_table(songs: list[dict[str, Any]]) -> list[str]:
+    """Return Markdown rows, one a package: parts that its patches play in the songs, by stem."""
+    packages = {patch.label: patch.package for patch in read_patches()}
+    counts: dict[str, Counter[str]] = {}
+    for song in songs:
+        for stem, parts in zip(STEMS, song["patches"], strict=True):
+            for part in parts:
+                label = max((k for k in packages if part.startswith(k)), key=len, default=None)
+                name = packages[label] if label else "no longer in sources.tsv"
+                counts.setdefault(name, Counter())[stem] += 1
+    total = {stem: max(sum(count[stem] for count in counts.values()), 1) for stem in STEMS}
+    rows = ["| share of the parts | bass | drums | guitar | piano |"]
+    rows.append("| --- | ---: | ---: | ---: | ---: |")
+    for package, count in sorted(counts.items(), key=lambda item: -item[1].total()):
+        cells = " | ".join(
+            f"{100 * count[stem] / total[stem]:.0f} %" if count[stem] else "" for stem in STEMS
+        )
+        rows.append(f"| {package} | {cells} |")
+    return rows
+
+
 def source_table() -> list[str]:
     """Return Markdown rows, one a package: licence, split, patches by stem."""
     counts: dict[tuple[str, str, str], Counter[str]] = {}
@@ -70,15 +92,19 @@ def source_table() -> list[str]:
 @click.command(help=__doc__)
 @click.argument("corpus", type=click.Path(exists=True, file_okay=False, path_type=Path))
 def main(corpus: Path) -> None:
-    for split in SPLITS:
-        try:
-            songs = read_index(corpus / split)
-        except FileNotFoundError as error:
-            raise click.ClickException(str(error)) from error
+    rendered = [split for split in SPLITS if (corpus / split / "index.jsonl").is_file()]
+    if not rendered:
+        raise click.ClickException(
+            f"{corpus} has no index.jsonl in train, valid or test; render a split first"
+        )
+    for split in rendered:
+        songs = read_index(corpus / split)
         hours = sum(song["samples"] for song in songs) / 22050 / 3600
-        versions = sorted({song["version"] for song in songs})
-        click.echo(f"### {split}: {len(songs)} songs, {hours:.1f} h, corpus version {versions}\n")
+        versions = Counter(song["version"] for song in songs)
+        told = ", ".join(f"{count} of version {v}" for v, count in sorted(versions.items()))
+        click.echo(f"### {split}: {len(songs)} songs, {hours:.1f} h ({told})\n")
         click.echo("\n".join(split_table(songs)) + "\n")
+        click.echo("\n".join(use_table(songs)) + "\n")
     click.echo("### Sounds\n\n" + "\n".join(source_table()))
 
 

@@ -23,6 +23,7 @@ if __package__ in (None, ""):  # run as a script: make the package importable
 from recipes.corpus.effects import Audio, apply_chain, loudness, rms
 from recipes.corpus.grooves import MissingProgram
 from recipes.corpus.gus import render_gus
+from recipes.corpus.human import performances
 from recipes.corpus.kits import kit, sfz_notes
 from recipes.corpus.midi import STEMS, Notes
 from recipes.corpus.models import render_model
@@ -35,8 +36,9 @@ from recipes.corpus.synth import RENDER_RATE, soundfont
 # last voices of one rendering sound on into the start of the next from the same soundfont, and its
 # loudness was up to 0.3 dB off; notes, patches and effects of a song are those of version 2.
 # Version 3 added sample sets, shifts and wider effects. Version 4 added sources to the training
-# split (Gravis patches, a Telecaster, computed instruments); valid and test are those of version 3.
-CORPUS_VERSION = 4
+# split (Gravis patches, a Telecaster, computed instruments), version 5 drum parts played by people;
+# valid and test are those of version 3.
+CORPUS_VERSION = 5
 RATE = 22050
 SILENT = 10 ** (-60 / 20)  # a frame of 0.1 s below this RMS is silent
 
@@ -208,6 +210,8 @@ def main(
 ) -> None:
     try:
         check_files(_sources(split, permissive_only)[0].patches)
+        if split == "train":
+            performances()
     except (MissingProgram, ValueError) as error:
         raise click.ClickException(str(error)) from error
     out.mkdir(parents=True, exist_ok=True)

@@ -9,12 +9,14 @@ import numpy as np
 
 from recipes.corpus.charts import Chart, random_chart
 from recipes.corpus.grooves import Groove, mma_tracks, read_catalogue
+from recipes.corpus.human import human_drums
 from recipes.corpus.lead import lead_line
-from recipes.corpus.midi import STEMS, Notes, Track, empty_notes, stem_of
+from recipes.corpus.midi import DRUM_CHANNEL, STEMS, Notes, Track, empty_notes, stem_of
 from recipes.corpus.patches import Palette, Patch
 
 SHARE = {"valid": range(0, 3), "test": range(3, 6), "train": range(6, 20)}
 ABSENT = {"bass": 0.05, "drums": 0.01, "guitar": 0.02, "piano": 0.03}
+HUMAN = 0.4  # share of the training songs in 4/4 with drums that a person played
 PAUSE = {"bass": 0.06, "drums": 0.05, "guitar": 0.14, "piano": 0.14}
 RANGE = {"bass": (26, 60), "guitar": (40, 88), "piano": (24, 103)}
 
@@ -246,6 +248,11 @@ def compose(split: str, palette: Palette, book: GrooveBook, rng: np.random.Gener
         played = mma_tracks(mma_text(chart, plan, int(rng.integers(1, 2**31))))
         for stem in stems:
             tracks[stem] = pick_tracks(played, stem, rng)
+    human = split == "train" and beats == 4 and rng.random() < HUMAN
+    if human:
+        played_drums, name = human_drums(chart.tempo, len(chart.bars), rng)
+        tracks["drums"] = [Track(name, DRUM_CHANNEL, 0, played_drums)]
+        used.append(name)
     times = tempo_map(chart, rng)
     lines = np.arange(len(times)) * float(beats)
     intro = rng.random() < 0.35
@@ -289,7 +296,8 @@ def compose(split: str, palette: Palette, book: GrooveBook, rng: np.random.Gener
                 notes[:, 2] += octave
             notes[:, 0] = np.interp(notes[:, 0], lines, times)
             notes[:, 1] = np.minimum(np.interp(notes[:, 1], lines, times), times[-1] + 0.5)
-            notes = humanise(fold(notes, stem), stem, rng)
+            if not (human and stem == "drums"):
+                notes = humanise(fold(notes, stem), stem, rng)
             own = shared if rng.random() < (0.5 if is_lead else 0.75) else palette.draw(stem, rng)
             cents = tuning + float(rng.normal(0, 3))
             shift = shifts.setdefault(own, draw_shift(split, stem, rng))
