@@ -387,4 +387,11 @@ MGDM.PRESETS = {
         repetitions=1,
         gradient_steps=((0, 5),),
     ),
+    # "default" with its levels where warm starts begin: that one has hardly any below 0.1.
+    "warm": MGDM(
+        **{**_TUNED, "sigma_max": 0.3},
+        steps=10,
+        repetitions=1,
+        gradient_steps=((0, 4),),
+    ),
 }
