@@ -11,15 +11,15 @@ import soundfile
 
 pytest.importorskip("mido")
 
-from recipes.corpus.grooves import MissingProgram  # noqa: E402  (needs mido)
-from recipes.corpus.kits import Kit, role_of, sfz_notes  # noqa: E402
-from recipes.corpus.midi import STEMS  # noqa: E402
-from recipes.corpus.models import render_model  # noqa: E402
-from recipes.corpus.patches import Patch  # noqa: E402
-from recipes.corpus.render import perform, playable  # noqa: E402
-from recipes.corpus.sfz import flatten, missing_samples, only_keys, render_sfz, sfizz  # noqa: E402
-from recipes.corpus.song import Layer, draw_shift  # noqa: E402
-from recipes.corpus.synth import RENDER_RATE  # noqa: E402
+from recipes.corpus.grooves import MissingProgram
+from recipes.corpus.kits import Kit, role_of, sfz_notes
+from recipes.corpus.midi import STEMS
+from recipes.corpus.models import render_model
+from recipes.corpus.patches import Patch
+from recipes.corpus.render import perform, playable
+from recipes.corpus.sfz import flatten, missing_samples, only_keys, render_sfz, sfizz
+from recipes.corpus.song import Layer, draw_shift
+from recipes.corpus.synth import RENDER_RATE
 
 
 def has_sfizz() -> bool:
