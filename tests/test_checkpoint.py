@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from click.testing import CliRunner
 from torch import Tensor
@@ -215,6 +216,13 @@ def test_command_line(joint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "--overwrite" in again.output
     run = CliRunner().invoke(cli, ["import-checkpoint", str(joint), "--overwrite"])
     assert run.exit_code == 0
+    mix = 0.1 * np.random.default_rng(0).normal(size=4000)
+    soundfile.write(tmp_path / "song.wav", mix, 22050, subtype="FLOAT")
+    args = ["separate", str(tmp_path / "song.wav"), "-o", str(tmp_path / "out"), "--seed", "1"]
+    run = CliRunner().invoke(cli, [*args, "--model", "msdm", "--method", "msdm"])
+    assert run.exit_code == 0, run.output
+    stems = [soundfile.read(tmp_path / "out/song" / f"{stem}.wav")[0] for stem in hub_stems()]
+    assert np.abs(np.sum(stems, axis=0) - mix).max() < 1e-5
 
 
 def test_halves_are_stored_on_request(joint: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from test_training import BACKBONE, NETWORK, SETTINGS, write_corpus
 
+from recipes.corpus.human import FOLDER as PERFORMANCES
 from recipes.prior import bundle, pieces
 from recipes.prior.train import PriorTask, resume
 from recipes.training.trainer import REWARM, Trainer, load_state
@@ -111,12 +112,13 @@ def test_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text("x")
     packages = ("deb:csound-soundfont", "npm:@coderline/alphatab@1.8.4")
-    with pytest.raises(ValueError, match=r"not installed: .*sf_GMbank\.sf2, .*sonivox\.sf2"):
+    with pytest.raises(ValueError, match=r"not installed: .*sf_GMbank\.sf2.*sonivox\.sf2.*groove"):
         bundle.bundle(tmp_path / "out", packages, sources, root)
     font = root / "usr/share/sounds/sf2/sf_GMbank.sf2"
     font.parent.mkdir(parents=True)
     font.write_text("font")
-    sources.mkdir()
+    (sources / PERFORMANCES).mkdir(parents=True)
+    (sources / PERFORMANCES / "info.csv").write_text("id")
     (sources / "sonivox.sf2").write_text("font")
     monkeypatch.setattr(bundle, "libraries", lambda: [font])
     bundle.bundle(tmp_path / "out", packages, sources, root)
@@ -124,7 +126,8 @@ def test_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert {m.name for m in tar if m.isfile()} == {
             "usr/bin/mma", "usr/share/mma/lib/a.mma", "usr/share/sounds/sf2/sf_GMbank.sf2",
         }  # fmt: skip
-    assert (tmp_path / "out" / "sources" / "sonivox.sf2").is_file()
+    with tarfile.open(tmp_path / "out" / "sources.tar.xz") as tar:
+        assert {m.name for m in tar if m.isfile()} == {"sonivox.sf2", f"{PERFORMANCES}/info.csv"}
     with pytest.raises(ValueError, match="kinds sfz do not travel"):
         bundle.bundle(tmp_path / "out2", ("github:freepats/upright-piano-KW",), sources, root)
 
@@ -138,16 +141,17 @@ def test_scripts_of_the_system_stay_there():
 
 # -- everything, on a CPU with a tiny network --------------------
 
-SOUNDS = Path(os.environ.get("MGDM_CORPUS_SOURCES", "/work/sources")) / "sonivox.sf2"
+SOUNDS = Path(os.environ.get("MGDM_CORPUS_SOURCES", ROOT / "recipes/corpus/sources"))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    shutil.which("mma") is None or not SOUNDS.is_file(), reason="needs the corpus's programs"
+    shutil.which("mma") is None or not (SOUNDS / "sonivox.sf2").is_file(),
+    reason="needs the programs and sounds of recipes/corpus",
 )
 def test_render_train_stop_continue_bring_back(tmp_path: Path) -> None:
     work = tmp_path / "work"
-    bundle.bundle(work / "parts", bundle.PACKAGES, SOUNDS.parent)
+    bundle.bundle(work / "parts", bundle.PACKAGES, SOUNDS)
 
     def call(work: Path, out: str) -> dict[str, object]:
         environment = {

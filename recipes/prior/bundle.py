@@ -2,7 +2,8 @@
 
 Writes into OUT: `files.tar.xz` (MMA and the chosen soundfonts, by their paths from the root),
 `libraries.tar.xz` (libfluidsynth and what it loads), `sources.tsv` (the rows of the corpus recipe's
-table whose files travel), `sources/` and `wheels/`. The chosen sounds are small enough to travel; a
+table whose files travel), `sources.tar.xz` (sounds of no Debian package, drum performances) and
+`wheels/`. The chosen sounds are small enough to travel; a
 corpus rendered from them has fewer sounds than one rendered here.
 """
 
@@ -21,6 +22,7 @@ import click
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from recipes.corpus.human import FOLDER as PERFORMANCES
 from recipes.corpus.patches import TABLE
 
 ROOT = Path(__file__).parents[2]
@@ -77,7 +79,7 @@ def libraries() -> list[Path]:
 
 def pack(target: Path, files: dict[str, Path]) -> None:
     """A tar archive of files by their names in it."""
-    with tarfile.open(target, "w:xz") as tar:
+    with tarfile.open(target, "w:xz", preset=3) as tar:
         for name, path in sorted(files.items()):
             tar.add(path.resolve(), arcname=name)
 
@@ -90,7 +92,7 @@ def bundle(
     Arguments:
         out: the folder; emptied first.
         packages: of the sounds.
-        sources: folder of the sounds that are of no Debian package.
+        sources: folder of the sounds that are of no Debian package, and of the performances.
         root: where the Debian packages are installed.
 
     Raises:
@@ -102,14 +104,14 @@ def bundle(
     wanted = {row["file"]: row["package"] for row in rows if row["kind"] == "sf2"}
     debian = {f: root / f for f, package in wanted.items() if package.startswith("deb:")}
     others = {f: sources / f for f, package in wanted.items() if not package.startswith("deb:")}
+    others[PERFORMANCES] = sources / PERFORMANCES
     files = {**debian, **{name: root / name for name in PROGRAMS}}
     if missing := [str(path) for path in [*files.values(), *others.values()] if not path.exists()]:
         raise ValueError(f"not installed: {', '.join(missing)}; see recipes/corpus/README.md")
     shutil.rmtree(out, ignore_errors=True)
-    (out / "sources").mkdir(parents=True)
+    out.mkdir(parents=True)
     (out / "sources.tsv").write_text(table)
-    for name, path in others.items():
-        shutil.copy(path, out / "sources" / name)
+    pack(out / "sources.tar.xz", others)
     pack(out / "files.tar.xz", files)
     pack(out / "libraries.tar.xz", {path.name: path for path in libraries()})
     return sorted(path for path in out.rglob("*") if path.is_file())

@@ -41,6 +41,10 @@ setup() {
     tar --skip-old-files -xJf "$work/parts/files.tar.xz" -C /
     touch "$work/unpacked"
   fi
+  if [ ! -d "$work/sources" ]; then
+    mkdir -p "$work/sources"
+    tar -xJf "$work/parts/sources.tar.xz" -C "$work/sources"
+  fi
   if ! ldconfig -p | grep -q 'libfluidsynth\.so'; then
     mkdir -p /usr/local/lib/fluidsynth
     tar -xJf "$work/parts/libraries.tar.xz" -C /usr/local/lib/fluidsynth
@@ -58,7 +62,7 @@ if [ "${1:?gpu.sh MINUTES, or gpu.sh back N}" = back ]; then
   exit
 fi
 setup
-export PYTHONPATH="$work/site${PYTHONPATH:+:$PYTHONPATH}" MGDM_CORPUS_SOURCES="$work/parts/sources"
+export PYTHONPATH="$work/site${PYTHONPATH:+:$PYTHONPATH}" MGDM_CORPUS_SOURCES="$work/sources"
 export PYTHONUNBUFFERED=1
 tree="$work/tree"
 if [ ! -f "$work/run/checkpoint.pt" ] && compgen -G "$work/pieces*/pieces.json" >/dev/null; then
@@ -71,7 +75,8 @@ render() { # SPLIT SONGS JOBS
 render valid "$valid" "$jobs"
 render train "$first" "$jobs"
 if [ "$songs" -gt "$first" ]; then
-  render train "$songs" "$jobs" >"$work/render.log" 2>&1 &
+  # Half of the cores are left to the data processes of the training.
+  render train "$songs" "$(((jobs + 1) / 2))" >"$work/render.log" 2>&1 &
   renderer=$!
   trap 'kill "$renderer" 2>/dev/null || true' EXIT
 fi
