@@ -8,7 +8,7 @@ mix is what is drawn; panning and the upper band follow :mod:`mgdm_audio.spread`
 
 from __future__ import annotations
 
-__all__ = ["Given", "generate", "redo", "separate_known", "separate_pair"]
+__all__ = ["Given", "as_channels", "generate", "redo", "separate_known", "separate_pair"]
 
 import math
 from collections.abc import Mapping, Sequence
@@ -78,8 +78,8 @@ def separate_known(
         ValueError: for unknown names, shapes that differ, or all stems known.
     """
     names = separator.prior.stems
-    channels = _channels(mix, "the mix")
-    stems = {name: _channels(x, f"stem '{name}'", channels.shape) for name, x in known.items()}
+    channels = as_channels(mix, "the mix")
+    stems = {name: as_channels(x, f"stem '{name}'", channels.shape) for name, x in known.items()}
     free = [k for k, name in enumerate(names) if name not in _checked(names, stems)]
     if not free:
         raise ValueError("all stems are known, there is nothing to separate")
@@ -130,8 +130,8 @@ def redo(
     names = separator.prior.stems
     if set(stems) != set(names):
         raise ValueError(f"got the stems {sorted(stems)}, expected {', '.join(names)}")
-    shape = _channels(stems[names[0]], f"stem '{names[0]}'").shape
-    old = torch.stack([_channels(stems[name], f"stem '{name}'", shape) for name in names])
+    shape = as_channels(stems[names[0]], f"stem '{names[0]}'").shape
+    old = torch.stack([as_channels(stems[name], f"stem '{name}'", shape) for name in names])
     changing = sorted(names.index(n) for n in _checked(names, only if only is not None else names))
     low, high = round(start * sample_rate), min(round(stop * sample_rate), shape[1])
     if not 0 <= low < high or len(changing) < 2:
@@ -200,8 +200,8 @@ def separate_pair(
         raise ValueError(
             f"got {len(mixes)} mixes and {len(gains)} rows of gains, expected a row each"
         )
-    shape = _channels(mixes[0], "the first mix").shape
-    rows = [_channels(x, "a mix", shape) for x in mixes]
+    shape = as_channels(mixes[0], "the first mix").shape
+    rows = [as_channels(x, "a mix", shape) for x in mixes]
     heard = [_heard(separator, x, sample_rate) for x in rows]
     gain = _gain(separator, max(heard, key=lambda x: float(x.square().sum())))
     evidence = Evidence(len(names), len(heard[0]))
@@ -265,8 +265,8 @@ def generate(
         channels, frames = 1, math.ceil(seconds * sample_rate)
         stems: dict[str, Tensor] = {}
     else:
-        channels, frames = _channels(like, "a stem").shape
-        stems = {n: _channels(x, f"stem '{n}'", (channels, frames)) for n, x in given.items()}
+        channels, frames = as_channels(like, "a stem").shape
+        stems = {n: as_channels(x, f"stem '{n}'", (channels, frames)) for n, x in given.items()}
     mono = {n: _heard(separator, x, sample_rate) for n, x in stems.items()}
     length = len(next(iter(mono.values()))) if mono else math.ceil(frames * rate / sample_rate)
     if level is None and mono:
@@ -298,7 +298,7 @@ def _checked(names: Sequence[str], asked: Sequence[str] | Mapping[str, Any]) -> 
     return list(asked)
 
 
-def _channels(x: Signal, what: str, shape: Sequence[int] | None = None) -> Tensor:
+def as_channels(x: Signal, what: str, shape: Sequence[int] | None = None) -> Tensor:
     """A signal as float32 (C, T). Raises ValueError if it is not one of the shape."""
     t = x.detach().cpu() if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x))
     if t.ndim not in (1, 2) or t.numel() == 0 or not t.is_floating_point():

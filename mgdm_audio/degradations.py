@@ -27,7 +27,7 @@ class Clip(Operator):
     and a guess for a cut sample is told when it is on the wrong side.
 
     Arguments:
-        level: the level, positive.
+        level: the level, positive: a number, or a tensor that broadcasts with (B, K, T).
         where: 1 at samples that were cut off at +level, -1 at -level, 0 at the others, a tensor
             that broadcasts with (B, K, T); None if it is not known.
 
@@ -35,22 +35,31 @@ class Clip(Operator):
         ValueError: if the level is not positive.
     """
 
-    def __init__(self, level: float, where: Tensor | None = None) -> None:
-        if not 0 < level < math.inf:
+    def __init__(self, level: float | Tensor, where: Tensor | None = None) -> None:
+        self.level = torch.as_tensor(level, dtype=torch.float64)
+        if not bool(((self.level > 0) & (self.level < math.inf)).all()):
             raise ValueError(f"got a clipping level {level}, expected a positive number")
-        self.level, self.where = float(level), where
+        self.where = where
 
     @classmethod
     def seen_in(cls, y: Tensor, level: float) -> Clip:
         """The operator of a recording y that was clipped at the level."""
         return cls(level, (y >= level).to(torch.int8) - (y <= -level).to(torch.int8))
 
+    @classmethod
+    def beyond(cls, y: Tensor, threshold: float) -> Clip:
+        """The operator of a recording y whose samples beyond the threshold, positive, are lower
+        bounds of what they were, in magnitude: clipped, and resampled since then."""
+        where = (y >= threshold).to(torch.int8) - (y <= -threshold).to(torch.int8)
+        return cls(torch.where(where == 0, threshold, y.abs()), where)
+
     def forward(self, x: Tensor) -> Tensor:
         """See `Operator.forward`."""
+        level = self.level.to(x)
         if self.where is None:
-            return x.clamp(-self.level, self.level)
+            return torch.maximum(torch.minimum(x, level), -level)
         where = self.where.to(x.device)
-        low, high = x.clamp_min(-self.level), x.clamp_max(self.level)
+        low, high = torch.maximum(x, -level), torch.minimum(x, level)
         return torch.where(where > 0, high, torch.where(where < 0, low, x))
 
     def first_guess(self, y: Tensor) -> Tensor:
@@ -59,11 +68,11 @@ class Clip(Operator):
 
     def project(self, x: Tensor, y: Tensor) -> Tensor:
         """The recording, but for cut samples, which stay what they are beyond the level."""
-        where = self.where
+        where, level = self.where, self.level.to(y)
         if where is None:
-            where = (y >= self.level).to(torch.int8) - (y <= -self.level).to(torch.int8)
+            where = (y >= level).to(torch.int8) - (y <= -level).to(torch.int8)
         where = where.to(x.device)
-        beyond = torch.where(where > 0, x.clamp_min(self.level), x.clamp_max(-self.level))
+        beyond = torch.where(where > 0, torch.maximum(x, level), torch.minimum(x, -level))
         return torch.where(where == 0, y, beyond)
 
 

@@ -18,7 +18,7 @@ K = 4
 class Smooth(nn.Module):
     """Stems that are smooth to different degrees and lean on each other; exact."""
 
-    def __init__(self, length: int, scale: float = 0.1) -> None:
+    def __init__(self, length: int) -> None:
         super().__init__()
         t = torch.arange(length).double()
         time = [torch.exp(-((t[:, None] - t) ** 2) / (2 * w**2)) for w in (0.1, 1.0, 2.0, 4.0)]
@@ -29,7 +29,7 @@ class Smooth(nn.Module):
             [tie[i, j] * level[i] * level[j] * factors[i] @ factors[j].T for j in range(K)]
             for i in range(K)
         ]
-        cov = scale**2 * torch.cat([torch.cat(row, 1) for row in blocks])
+        cov = 0.1**2 * torch.cat([torch.cat(row, 1) for row in blocks])
         self.exact = GaussianDenoiser(torch.zeros(K, length).double(), (cov + cov.T) / 2)
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
@@ -43,10 +43,36 @@ class Smooth(nn.Module):
         return (basis @ (values.clamp_min(0).sqrt() * z)).reshape(self.exact.mean.shape).float()
 
 
-def oracle(length: int, method: str = "ding", preset: str = "best", **options) -> Separator:
-    """A separator whose prior is `Smooth`, with one window of that length."""
+class Tonal(nn.Module):
+    """Independent stems that ring at frequencies of their own; exact."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        t = torch.arange(length).double()
+        apart = (t[:, None] - t).abs()
+        ring = torch.exp(-apart / 40)
+        blocks = [0.05**2 * ring * torch.cos(2 * torch.pi * apart / p) for p in (20, 3, 8, 5)]
+        cov = torch.block_diag(*blocks) + 1e-8 * torch.eye(K * length).double()
+        self.exact = GaussianDenoiser(torch.zeros(K, length).double(), cov)
+        self.factor = torch.linalg.cholesky(cov)
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self.exact(x.double(), sigma.double()).to(x)
+
+    def draw(self, seed: int) -> Tensor:
+        """One song, (K, T)."""
+        g = torch.Generator().manual_seed(seed)
+        z = torch.randn(len(self.factor), generator=g, dtype=torch.float64)
+        return (self.factor @ z).reshape(K, -1).float()
+
+
+def oracle(
+    length: int, method: str = "ding", preset: str = "best", tonal: bool = False, **options
+) -> Separator:
+    """A separator whose prior is `Smooth` or `Tonal`, with one window of that length."""
     info = make_prior().info
-    model = hub.Prior(Smooth(length).requires_grad_(False), info)
+    network = Tonal(length) if tonal else Smooth(length)
+    model = hub.Prior(network.requires_grad_(False), info)
     options = {"window": length, "overlap": 0, "batch": 512, "device": "cpu", **options}
     return Separator(model, method, preset, precision="float32", **options)
 

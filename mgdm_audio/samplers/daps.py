@@ -175,4 +175,15 @@ DAPS.PRESETS = {
     "fast": DAPS(levels=30, ode_steps=1, sigma_max=1.0, ode_sigma_min=5e-4),
     "default": DAPS(levels=60, ode_steps=1, sigma_max=1.0, ode_sigma_min=5e-4),
     "best": DAPS(levels=300, ode_steps=1, sigma_max=1.0, ode_sigma_min=5e-4),
+    # For operators that are not linear: no gradient through the network is needed for them.
+    "gradient": DAPS(
+        levels=60,
+        ode_steps=1,
+        sigma_max=1.0,
+        ode_sigma_min=5e-4,
+        local="langevin",
+        tau=1e-3,
+        langevin_rate=0.1,
+        langevin_scaled=True,
+    ),
 }

@@ -1,0 +1,302 @@
+r"""Repair of recordings with the prior: gaps, clipping, a missing upper band, few bits.
+
+The damage is an operator on the mix, or on one stem, and the stems are drawn given it; their sum is
+the repaired recording. Every channel is repaired by itself. What was not damaged stays as it is,
+bit for bit:
+
+- ``gap``: samples in given intervals, or in dropouts (runs of digital silence), are replaced;
+- ``clip``: samples at the clipping level are replaced by ones at or beyond it;
+- ``lowpass``: what is missing above a cutoff is added;
+- ``bits``: samples move inside the interval that was rounded to them.
+
+The prior works at its own rate. Recordings at another rate are repaired there and the change is
+brought back; what a gap held above the prior's band is not replaced.
+"""
+
+from __future__ import annotations
+
+__all__ = ["METHODS", "Repaired", "clipping_level", "dropouts", "repair"]
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mgdm_audio import audio
+from mgdm_audio.conditional import Signal, as_channels
+from mgdm_audio.degradations import Clip, Quantise
+from mgdm_audio.evidence import Damage, Evidence
+from mgdm_audio.filters import LowPass
+from mgdm_audio.posterior import Callback, active_level, draw
+
+if TYPE_CHECKING:
+    from mgdm_audio.separate import Separator
+
+KINDS = ("gap", "clip", "lowpass", "bits")
+
+METHODS = {
+    "gap": ("ding", "default"),
+    "clip": ("daps", "gradient"),
+    "lowpass": ("daps", "gradient"),
+    "bits": ("ding", "default"),
+}
+"""Method and preset that suit each kind."""
+
+NOISE = 1e-3
+"""Standard deviation that observations which are not solved exactly are given, at the prior's
+level (mixtures have 0.1 there)."""
+
+RIPPLE = 0.05
+"""Share by which clipped samples may be below the level after the sample rate was changed."""
+
+SHORTEST = 0.001
+"""Seconds of digital silence that make a dropout."""
+
+
+@dataclass(frozen=True, eq=False)
+class Repaired:
+    """A repaired recording.
+
+    Attributes:
+        samples: one array for each seed, of the shape that was given.
+        sample_rate: in hertz.
+        seeds: the seeds.
+        damaged: True at the samples that may have changed, (C, T).
+        settings: model, method and what else decides a draw, and the damage.
+        calls, vjps: what it cost.
+    """
+
+    samples: tuple[NDArray[Any], ...]
+    sample_rate: int
+    seeds: tuple[int, ...]
+    damaged: NDArray[np.bool_]
+    settings: dict[str, Any]
+    calls: int
+    vjps: int
+
+
+def repair(
+    separator: Separator,
+    recording: Signal,
+    sample_rate: int,
+    kind: str,
+    seeds: Sequence[int],
+    *,
+    stem: str | None = None,
+    gaps: Sequence[tuple[float, float]] | None = None,
+    level: float | None = None,
+    cutoff: float | None = None,
+    bits: int | None = None,
+    callback: Callback | None = None,
+) -> Repaired:
+    """Repairs a recording.
+
+    Arguments:
+        separator: the prior, the sampler and the windows; see `METHODS`. For ``clip`` and
+            ``lowpass`` a sampler that follows the likelihood's gradient: the damage is not
+            linear, or not solved in closed form where windows meet.
+        recording: a mix or a stem, (T,) or (C, T), floating point with full scale at 1.
+        sample_rate: in hertz.
+        kind: one of ``gap``, ``clip``, ``lowpass``, ``bits``.
+        seeds: one for each draw.
+        stem: name of the stem that the recording is; None for a mix.
+        gaps: intervals in seconds for ``gap``; None looks for dropouts.
+        level: clipping level for ``clip``; None looks for it.
+        cutoff: end of the band that is there, in hertz, for ``lowpass``.
+        bits: of the recording, for ``bits``.
+        callback: see `mgdm_audio.posterior.Callback`.
+
+    Raises:
+        ValueError: for an unknown kind or stem, a setting that is missing or out of range, or a
+            recording without that damage.
+    """
+    channels = as_channels(recording, "the recording")
+    names, rate = separator.prior.stems, separator.prior.sample_rate
+    if stem is not None and stem not in names:
+        raise ValueError(f"unknown stem '{stem}', expected one of {', '.join(names)}")
+    damage = _Damage.of(channels, sample_rate, rate, kind, gaps, level, cutoff, bits)
+    if not bool(damage.where.any()):
+        raise ValueError(f"the recording has no samples that are damaged by '{kind}'")
+    gains = [1.0 if stem in (None, name) else 0.0 for name in names]
+    low = torch.from_numpy(audio.resample(channels.numpy(), sample_rate, rate))
+    if kind == "lowpass":
+        # What is left above the cutoff is not looked at.
+        low = LowPass(low.shape[1], damage.value / rate).forward(low[:, None])[:, 0]
+    outputs = [channels.clone() for _ in seeds]
+    touched = [c for c in range(len(channels)) if bool(damage.where[c].any())]
+    calls = vjps = 0
+    for position, c in enumerate(touched):
+
+        def report(done: int, total: int, before: int = position) -> None:
+            if callback is not None:
+                callback(before * total + done, total * len(touched))
+
+        kept = damage.kept(c, low.shape[1])
+        loud = active_level(low[c] if kept is None else low[c] * kept, rate)
+        # One stem is part of a mix that is louder than it.
+        target = separator.song_settings.level / (1 if stem is None else len(names) ** 0.5)
+        gain = target / loud if loud > 0 else 1.0
+        y = low[c] * gain if kept is None else torch.where(kept, low[c], 0) * gain
+        evidence = Evidence(len(names), low.shape[1]).with_sum(
+            y, gains, kept, damage.operator(gain, c), damage.noise(gain)
+        )
+        drawn = draw(separator, evidence, seeds, report)
+        calls, vjps = calls + drawn.calls, vjps + drawn.vjps
+        for output, x in zip(outputs, drawn.stems, strict=True):
+            whole = (torch.tensor(gains)[:, None] * x).sum(0) / gain
+            output[c] = damage.patched(c, channels[c], low[c], whole)
+    return Repaired(
+        tuple(x.reshape(tuple(recording.shape)).numpy() for x in outputs),
+        sample_rate, tuple(seeds), damage.where.numpy(),
+        separator.describe() | {"repair": damage.describe(), "stem": stem}, calls, vjps,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class _Damage:
+    """What was done to the recording (C, T), and the way back from a repair at the prior's rate."""
+
+    kind: str
+    where: Tensor
+    sample_rate: int
+    rate: int
+    value: float = 0.0
+
+    @classmethod
+    def of(
+        cls,
+        channels: Tensor,
+        sample_rate: int,
+        rate: int,
+        kind: str,
+        gaps: Sequence[tuple[float, float]] | None,
+        level: float | None,
+        cutoff: float | None,
+        bits: int | None,
+    ) -> _Damage:
+        if kind == "gap":
+            where = dropouts(channels, sample_rate) if gaps is None else torch.zeros_like(
+                channels, dtype=torch.bool
+            )  # fmt: skip
+            for start, stop in gaps or ():
+                first, last = round(start * sample_rate), round(stop * sample_rate)
+                if not 0 <= first < last <= channels.shape[1]:
+                    raise ValueError(
+                        f"got a gap from {start} to {stop} s, expected one inside the "
+                        f"{channels.shape[1] / sample_rate:.3f} s of the recording"
+                    )
+                where[:, first:last] = True
+            return cls(kind, where, sample_rate, rate)
+        if kind == "clip":
+            found = clipping_level(channels) if level is None else level
+            if found is None or not found > 0:
+                raise ValueError("found no level at which samples pile up; give the clipping level")
+            return cls(kind, channels.abs() >= found * (1 - 1e-6), sample_rate, rate, found)
+        if kind == "lowpass":
+            if cutoff is None or not 0 < cutoff < rate / 2 / 1.25:
+                raise ValueError(
+                    f"got a cutoff of {cutoff} Hz, expected one below {rate / 2.5:.0f} Hz, "
+                    "from where on the prior has a band to add"
+                )
+            everywhere = torch.ones_like(channels, dtype=torch.bool)
+            return cls(kind, everywhere, sample_rate, rate, cutoff)
+        if kind == "bits":
+            if bits is None or not 2 <= bits <= 16:
+                raise ValueError(f"got {bits} bits, expected 2 to 16")
+            everywhere = torch.ones_like(channels, dtype=torch.bool)
+            return cls(kind, everywhere, sample_rate, rate, float(bits))
+        raise ValueError(f"unknown damage '{kind}', expected one of {', '.join(KINDS)}")
+
+    def kept(self, c: int, length: int) -> Tensor | None:
+        """True at the samples at the prior's rate that no damaged sample has a part in."""
+        if self.kind != "gap":
+            return None
+        reach = 3 if self.rate != self.sample_rate else 0
+        at = torch.nonzero(self.where[c])[:, 0] * self.rate // self.sample_rate
+        near = torch.zeros(length, dtype=torch.bool)
+        for shift in range(-reach, reach + 1):
+            near[(at + shift).clamp(0, length - 1)] = True
+        return ~near
+
+    def operator(self, gain: float, c: int) -> Damage | None:
+        """What was done to a window, at the prior's level."""
+        if self.kind == "clip":
+            # A converted plateau ripples about its level.
+            share = 1 - (1e-6 if self.rate == self.sample_rate else RIPPLE)
+            return lambda y: Clip.beyond(y, self.value * gain * share)
+        if self.kind == "lowpass":
+            return lambda y: LowPass(y.shape[2], self.value / self.rate)
+        return None
+
+    def noise(self, gain: float) -> float:
+        """Noise of the observation, at the prior's level."""
+        if self.kind == "bits":
+            # Rounding to a step is nearly white noise of a twelfth of its square, of which the
+            # prior's band holds a share.
+            share = min(1.0, self.rate / self.sample_rate)
+            return gain * Quantise(int(self.value)).step * math.sqrt(share / 12)
+        return 0.0 if self.kind == "gap" else NOISE
+
+    def patched(self, c: int, source: Tensor, low: Tensor, whole: Tensor) -> Tensor:
+        """The channel (T,) with the repair (at the prior's rate) where it was damaged."""
+        where = self.where[c]
+        if self.kind == "gap":
+            wide = self._up(whole, len(source))
+            return torch.where(where, wide, source)
+        change = self._up(whole - low, len(source))
+        fixed = source + change
+        if self.kind == "clip":
+            level = self.value
+            beyond = torch.where(source > 0, fixed.clamp_min(level), fixed.clamp_max(-level))
+            return torch.where(where, beyond, source)
+        if self.kind == "bits":
+            return Quantise(int(self.value)).project(fixed[None, None], source[None, None])[0, 0]
+        # The band that is there is kept: only what is above it is added.
+        n = len(source)
+        response = LowPass(n, self.value / self.sample_rate).response[0].real
+        spectrum = torch.fft.rfft(change.double()) * (1 - response)
+        return (source.double() + torch.fft.irfft(spectrum, n=n)).to(source)
+
+    def _up(self, x: Tensor, length: int) -> Tensor:
+        return torch.from_numpy(audio.resample(x.numpy(), self.rate, self.sample_rate, length))
+
+    def describe(self) -> dict[str, Any]:
+        """For reports."""
+        share = float(self.where.double().mean())
+        return {"kind": self.kind, "value": self.value, "damaged_share": round(share, 6)}
+
+
+def dropouts(channels: Tensor, sample_rate: int) -> Tensor:
+    """True in runs of exact zeros of a millisecond or more inside a recording (C, T).
+
+    Silence at its beginning and end is not a dropout.
+    """
+    size = max(2, round(SHORTEST * sample_rate))
+    where = torch.zeros_like(channels, dtype=torch.bool)
+    for row, out in zip(channels, where, strict=True):
+        sounding = torch.nonzero(row)[:, 0]
+        if not len(sounding):
+            continue
+        lengths = sounding.diff() - 1
+        for i in torch.nonzero(lengths >= size)[:, 0].tolist():
+            out[int(sounding[i]) + 1 : int(sounding[i + 1])] = True
+    return where
+
+
+def clipping_level(channels: Tensor) -> float | None:
+    """The level at which the samples of a recording (C, T) pile up, or None.
+
+    The largest magnitude, where runs of three or more equal samples stand at it.
+    """
+    magnitude = channels.abs()
+    peak = float(magnitude.max())
+    if peak == 0:
+        return None
+    top = magnitude >= peak * (1 - 1e-4)
+    runs = top[:, :-2] & top[:, 1:-1] & top[:, 2:]
+    return float(magnitude[top].min()) if bool(runs.any()) else None
