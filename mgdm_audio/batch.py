@@ -115,7 +115,7 @@ def _alike(jobs: list[Job], apart: bool) -> list[Job]:
         for job in jobs
         if len(job.mix) == len(first.mix)
         and (job.known is None) == (first.known is None)
-        and (job.song is first.song or not apart)
+        and (job.song is first.song or not (apart or first.song.settings.other is not None))
     ]
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mgdm_audio import STEMS, samplers
+from mgdm_audio.cli_posterior import ADDED, Added, run_added
 from mgdm_audio.cost import QUALITIES
 from mgdm_audio.terminal import error_line, printable
 from mgdm_audio.tree import Input, find_inputs, work_folder
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 TEMPLATE = "{track}/{stem}.{ext}"
 FIELDS = ("track", "stem", "ext", "model", "method")
 RESIDUAL = "residual"
+OTHER = "other"
+
+LEVEL = -10.0
+"""Level of the other stem's prior, see :data:`mgdm_audio.other.LEVEL`, which imports torch."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ class Request:
     drop: str | None
     sums: tuple[str, ...]
     residual: bool
+    other: bool
+    other_level: float
     start: float
     duration: float | None
     container: str
@@ -125,6 +132,11 @@ def _options(command: Any) -> Any:
                          help="Write the sum of stems instead of each, as piano+guitar."),
             click.option("--residual", is_flag=True, help="Write what no stem explains as a file "
                          "of its own, instead of sharing it out."),
+            click.option("--other", is_flag=True, help="A fifth stem, called other, for what the "
+                         "four are not: voices, strings, winds."),
+            click.option("--other-level", type=click.FloatRange(-100, 20), default=LEVEL,
+                         show_default=True, metavar="DB",
+                         help="How much of the mix it may be beforehand, in each band."),
             click.option("--start", type=click.FloatRange(0), default=0.0, show_default=True,
                          metavar="SECONDS", help="Begin there."),
             click.option("--duration", type=click.FloatRange(0, min_open=True),
@@ -166,8 +178,8 @@ def _options(command: Any) -> Any:
             click.option("--precision",
                          type=click.Choice(["auto", "fastest", "float32", "bfloat16"]),
                          default="auto", show_default=True,
-                         help="auto is float32 on a CPU; fastest measures whether bfloat16 is "
-                         "faster."),
+                         help="auto is bfloat16 where the processor has it; fastest measures "
+                         "what is faster."),
             click.option("--overwrite", is_flag=True, help="Replace stems that exist."),
             click.option("--skip-existing", is_flag=True,
                          help="Leave out files whose stems all exist."),
@@ -185,8 +197,16 @@ def _options(command: Any) -> Any:
     return command
 
 
+def _added_options(command: Any) -> Any:
+    """Options that ask for more than one separation, see `mgdm_audio.cli_posterior`."""
+    for option in reversed(ADDED):
+        command = option(command)
+    return command
+
+
 @click.command()
 @_options
+@_added_options
 def separate(**options: Any) -> None:
     """Separate each FILE (WAV, FLAC, OGG or MP3) into bass, drums, guitar and piano.
 
@@ -200,8 +220,11 @@ def separate(**options: Any) -> None:
     mgdm-audio separate album/ "live/**/*.flac" -o stems --quality fast
     mgdm-audio separate song.wav --sum piano+guitar --format flac --start 60 --duration 30
     """
+    added = Added(**{name: options.pop(name) for name in Added.__dataclass_fields__})
     request = Request(**options)
     _check(request)
+    if added.any:
+        sys.exit(run_added(request, added))
     names = output_names(request)
     inputs, errors = find_inputs(request.files, request.output)
     tasks = plan(request, names, inputs)
@@ -245,17 +268,19 @@ def _check(request: Request) -> None:
 def output_names(request: Request) -> list[str]:
     """What is written for each file: stems, and sums of them joined by ``+``."""
 
+    known = [*STEMS, *([OTHER] if request.other else [])]
+
     def chosen(text: str | None, option: str, separator: str = ",") -> list[str]:
         names = [name.strip() for name in (text or "").split(separator) if name.strip()]
-        unknown = [name for name in names if name not in STEMS]
+        unknown = [name for name in names if name not in known]
         if unknown or len(set(names)) < len(names):
             raise click.BadParameter(
-                f"got '{text}', expected different stems of {', '.join(STEMS)}",
+                f"got '{text}', expected different stems of {', '.join(known)}",
                 param_hint=f"'--{option}'",
             )
         return names
 
-    names = chosen(request.stems, "stems") or list(STEMS)
+    names = chosen(request.stems, "stems") or known
     dropped = chosen(request.drop, "drop")
     names = [name for name in names if name not in dropped]
     for text in request.sums:

@@ -55,7 +55,7 @@ def calibrate(separator: Separator) -> Calibration:
     import torch
 
     settings, device = separator.song_settings, separator.device
-    shape = (separator.batch, settings.stems, settings.window)
+    shape = (separator.batch, len(separator.prior.stems), settings.window)
     x = settings.level * torch.randn(shape, generator=torch.Generator().manual_seed(0))
     x = x.to(device)
     sigma = torch.full((len(x),), 0.1, device=device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["PRECISIONS", "bfloat16_speedup", "choose_precision"]
+__all__ = ["PRECISIONS", "bfloat16_speedup", "choose_precision", "has_bfloat16"]
 
 import time
 from collections.abc import Callable
@@ -19,9 +19,9 @@ def choose_precision(device: torch.device, precision: str = "auto") -> torch.dty
 
     Arguments:
         device: where the network runs.
-        precision: ``float32`` or ``bfloat16`` as said; ``auto`` is float32 on a CPU, and bfloat16
-            on a GPU that has it; ``fastest`` takes bfloat16 on a CPU as well if it is measured to
-            be faster there.
+        precision: ``float32`` or ``bfloat16`` as said; ``auto`` is bfloat16 where the processor
+            has instructions for it and float32 elsewhere, which is the same in every run;
+            ``fastest`` takes bfloat16 on a CPU if it is measured to be faster there.
 
     Raises:
         ValueError: for another precision.
@@ -32,9 +32,17 @@ def choose_precision(device: torch.device, precision: str = "auto") -> torch.dty
         return torch.float32 if precision == "float32" else torch.bfloat16
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif precision == "fastest":
+        fast = bfloat16_speedup(device) > 1.2
     else:
-        fast = precision == "fastest" and bfloat16_speedup(device) > 1.2
+        fast = device.type == "cpu" and has_bfloat16()
     return torch.bfloat16 if fast else torch.float32
+
+
+def has_bfloat16() -> bool:
+    """Whether this CPU has instructions for products in bfloat16 (AVX512-BF16 or AMX)."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def bfloat16_speedup(device: torch.device) -> float:

@@ -98,6 +98,7 @@ def _separator(request: Request) -> Separator:
             precision=request.precision,
             seams=request.seams,
             residual=request.residual,
+            other=request.other_level if request.other else None,
             batch=request.batch,
             **request.settings(),
             **sizes,

@@ -32,6 +32,7 @@ from mgdm_audio.denoise import CountingDenoiser
 from mgdm_audio.draws import SeededDraws
 from mgdm_audio.models import Models
 from mgdm_audio.operators import Mask, Mixture, PointwiseOperator, Stack
+from mgdm_audio.other import NAME, WithOther
 from mgdm_audio.precision import choose_precision
 from mgdm_audio.samplers.base import Problem, Sampler
 from mgdm_audio.song import ArraySource, Callback, Job, Settings, Song
@@ -143,6 +144,8 @@ class Separator:
             default ``condition``, and ``fade`` for samplers that take nothing but a mix.
         residual: whether what the sampler leaves of the mix becomes a stem of its own, called
             ``residual``, instead of being shared out among the stems.
+        other: level in dB, relative to the mix, of a fifth stem called ``other``, for what the
+            prior's stems are not (:mod:`mgdm_audio.other`); None where there is none.
         warm_start: name of a method whose estimate the sampler begins with, at a low noise level;
             its preset ``fast``, or another one after a colon, as in ``ddnm:default``.
         warm_sigma: that level, at the level of the prior's mixtures; required with `warm_start`.
@@ -168,6 +171,7 @@ class Separator:
         average: int = 1,
         seams: str | None = None,
         residual: bool = False,
+        other: float | None = None,
         warm_start: str | None = None,
         warm_sigma: float | None = None,
         regressor: str | os.PathLike[str] | hub.Regressor | None = None,
@@ -192,8 +196,13 @@ class Separator:
                 f"method '{method}' takes the mix as its only observation and cannot be told the "
                 "window before; choose seams 'fade', or another method"
             )
+        if other is not None and self.models.regressor is not None:
+            raise ValueError(
+                f"method '{self.sampler.name}' asks a regressor, which knows its own stems alone; "
+                "leave out other, or choose another method"
+            )
         self.song_settings = Settings(
-            stems=len(self.prior.stems),
+            stems=len(self.prior.stems) + (other is not None),
             rate=self.prior.sample_rate,
             level=self.prior.level,
             window=window,
@@ -201,6 +210,7 @@ class Separator:
             average=average,
             seams=seams or ("fade" if method in _ONE_ROW else "condition"),
             residual=residual,
+            other=other,
         )
         if batch is not None and batch < 1:
             raise ValueError(f"batch must be at least 1 window, got {batch}")
@@ -209,7 +219,12 @@ class Separator:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the stems that come out, in order."""
-        return self.prior.stems + (("residual",) if self.song_settings.residual else ())
+        settings = self.song_settings
+        return (
+            *self.prior.stems,
+            *([NAME] if settings.other is not None else []),
+            *(["residual"] if settings.residual else []),
+        )
 
     def separate(
         self,
@@ -276,6 +291,7 @@ class Separator:
             "average": settings.average,
             "seams": settings.seams,
             "residual": settings.residual,
+            "other": settings.other,
             "sampler": dataclasses.asdict(self.sampler),
         }
 
@@ -285,7 +301,7 @@ class Separator:
 
     def _draw(self, jobs: list[Job], progress: Callable[[int], None]) -> tuple[Tensor, int, int]:
         """See `batch.Draw`."""
-        shape = (len(jobs), len(self.prior.stems), len(jobs[0].mix))
+        shape = (len(jobs), self.song_settings.stems, len(jobs[0].mix))
         operator: PointwiseOperator = Mixture(shape[1])
         y = torch.stack([job.mix for job in jobs])[:, None]
         if jobs[0].known is not None:
@@ -295,7 +311,10 @@ class Separator:
             operator = Stack([operator, Mask(keep.expand(shape))])
             y = torch.cat([y, known], dim=1)
         y = y.to(self.device)
-        denoise = CountingDenoiser(self.models.asked())
+        asked, spectrum = self.models.asked(), jobs[0].song.spectrum
+        if spectrum is not None:
+            asked = WithOther(asked, spectrum.at(shape[2], self.song_settings.other or 0.0))
+        denoise = CountingDenoiser(asked)
         draws = SeededDraws([job.seed for job in jobs], self.device, y.dtype)
         half = self.dtype != torch.float32
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):

@@ -22,7 +22,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from torch import Tensor
 
 from mgdm_audio import audio
 from mgdm_audio.consistency import consistent, make_consistent
+from mgdm_audio.other import Spectrum
 from mgdm_audio.spread import spread
 from mgdm_audio.store import Store
 from mgdm_audio.stream import Spool, with_context
@@ -98,7 +99,7 @@ class Settings:
     """How a recording is cut and put together.
 
     Arguments:
-        stems: number of stems K.
+        stems: number of stems K, the other one included.
         rate: the prior's sample rate in hertz.
         level: the level of the mixtures that the prior was trained on.
         window: samples of a window at the prior's rate.
@@ -107,6 +108,8 @@ class Settings:
         seams: one of `SEAMS`.
         residual: whether what the sampler leaves of the mix becomes a stem of its own, the last,
             instead of being shared out among the stems.
+        other: power of the prior of a stem for what the prior's stems are not, the last one, in dB
+            relative to the mix (:mod:`mgdm_audio.other`); None where there is no such stem.
 
     Raises:
         ValueError: if one of them is out of range.
@@ -120,6 +123,7 @@ class Settings:
     average: int = 1
     seams: str = "condition"
     residual: bool = False
+    other: float | None = None
 
     def __post_init__(self) -> None:
         WindowPlan(1, self.window, self.overlap)  # raises where these do not fit
@@ -127,6 +131,8 @@ class Settings:
             raise ValueError(f"average must be at least 1 sample, got {self.average}")
         if self.seams not in SEAMS:
             raise ValueError(f"seams must be one of {', '.join(SEAMS)}, got '{self.seams}'")
+        if self.other is not None and not -100 <= self.other <= 20:
+            raise ValueError(f"the level of other must be from -100 to 20 dB, got {self.other}")
 
 
 @dataclass(frozen=True)
@@ -165,6 +171,7 @@ class Song:
     Attributes:
         frames: samples T of the recording (after `scan`).
         digest: checksum of what the prior hears (after `scan`).
+        spectrum: of the mix at the prior's level, if there is an other stem (after `scan`).
         calls, vjps: what was asked of the network so far.
         residual_db: what the sampler's stems leave of the mix, relative to it (after `output`).
     """
@@ -183,6 +190,7 @@ class Song:
         self.planned, self.callback = planned, callback
         self.frames = 0
         self.digest = ""
+        self.spectrum: Spectrum | None = None
         self.calls = self.vjps = 0
         self.residual_db = -math.inf
         self._mix = Spool(1, folder)
@@ -222,6 +230,9 @@ class Song:
         )
         self._sounding = [i for i in range(len(self.plan.starts)) if bool(self._window(i).any())]
         self._heard_windows = set(self._sounding)
+        if self.settings.other is not None:
+            pieces = self._mix.pieces(1 << 16)
+            self.spectrum = Spectrum(piece[0] * self._gain for piece in pieces)
 
     @property
     def silent(self) -> bool:
@@ -476,13 +487,3 @@ def _sample(index: int, sample: int) -> str:
 
 def _known(index: int, sample: int) -> str:
     return f"known-{index:06d}-{sample:04d}"
-
-
-def describe(settings: Settings) -> dict[str, Any]:
-    """The settings that a user can choose, for reports."""
-    return {
-        "window": settings.window,
-        "overlap": settings.overlap,
-        "average": settings.average,
-        "seams": settings.seams,
-    }

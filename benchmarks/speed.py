@@ -1,0 +1,191 @@
+"""How fast and how large: real-time factors, network calls, GFLOP/s, memory against length.
+
+For each quality a song is separated from file to file, and the same song by the plain way: float32,
+one window at a time, every window, by the same sampler. Printed are
+
+- x real time: seconds of work a second of song (below 1 is faster than real time);
+- calls: network calls, and how many of them with a gradient;
+- GFLOP/s: products and sums of the network alone (a gradient counts twice a call: to the input
+  only) over the whole time, file to file; and as a share of what a large matrix product reaches
+  here in the same number format;
+- plain: the plain way's time over ours.
+
+With --memory, the peak memory of whole runs in processes of their own: of ten and sixty minutes
+with a sampler that does nothing, and of ten minutes with the network (a song with two windows that
+are not silent: the others would cost time and no memory).
+"""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import numpy as np
+import soundfile as sf
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from mgdm_audio import STEMS, Separator
+from mgdm_audio.cost import QUALITIES
+from mgdm_audio.draws import SeededDraws
+from mgdm_audio.files import Options, Task, separate_files
+from mgdm_audio.operators import Mixture
+from mgdm_audio.samplers.base import Problem
+from mgdm_audio.windows import WindowPlan, window_seed
+
+RATE = 44100
+
+
+def matmul_rate(dtype: torch.dtype, device: torch.device, size: int = 1024) -> float:
+    """GFLOP/s of a large matrix product, the best of five."""
+    a = torch.ones(size, size, dtype=dtype, device=device)
+    best = 0.0
+    for _ in range(5):
+        start = time.perf_counter()
+        float((a @ a)[0, 0])
+        best = max(best, 2 * size**3 / (time.perf_counter() - start) / 1e9)
+    return best
+
+
+def network_flops(separator: Separator) -> float:
+    """Products and sums of one network call on one window."""
+    settings = separator.song_settings
+    x = torch.zeros(1, len(separator.prior.stems), settings.window, device=separator.device)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        separator.models.network_call(x, torch.full((1,), 0.1, device=separator.device))
+    return float(counter.get_total_flops())
+
+
+def write_song(path: Path, seconds: float, silence: tuple[float, float] | None = None) -> None:
+    """Noise that swells, in stereo; silent between two moments."""
+    rng = np.random.default_rng(0)
+    with sf.SoundFile(path, "w", RATE, 2, "PCM_16") as file:
+        done = 0
+        while done < seconds * RATE:
+            n = min(RATE, round(seconds * RATE) - done)
+            second = done / RATE
+            quiet = silence is not None and silence[0] <= second < silence[1]
+            file.write(np.zeros((n, 2)) if quiet else 0.1 * rng.standard_normal((n, 2)))
+            done += n
+
+
+def timed(separator: Separator, path: Path) -> tuple[float, dict[str, float]]:
+    """Seconds and counts of a run from file to file."""
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = {name: Path(folder) / f"{name}.wav" for name in STEMS}
+        task = Task(path, outputs, Path(folder) / ".work")
+        start = time.perf_counter()
+        (result,) = separate_files(separator, [task], Options(seed=0))
+        if result.error is not None:
+            raise result.error
+        return time.perf_counter() - start, result.report["stats"]
+
+
+def plain(separator: Separator, path: Path) -> float:
+    """Seconds of the plain way, without reading and writing."""
+    settings = separator.song_settings
+    x = torch.from_numpy(sf.read(path, dtype="float32")[0][::2].mean(1))
+    plan = WindowPlan(len(x), settings.window, settings.overlap)
+    shape = (1, len(STEMS), plan.size)
+    start = time.perf_counter()
+    for sample in range(settings.average):
+        for index in range(len(plan.starts)):
+            y = plan.cut(x, index)[None, None].to(separator.device)
+            draws = SeededDraws([window_seed(sample, index)], separator.device)
+            separator.sampler.sample(
+                separator.models.asked(), Problem(Mixture(), y, 0.0, shape), draws
+            )
+    return time.perf_counter() - start
+
+
+def child(kind: str, minutes: int, folder: Path) -> None:
+    """One run in this process; prints its peak memory in MiB."""
+    path = folder / "song.wav"
+    separator = Separator(preset="fast", precision="fastest")
+    if kind == "stub":
+        write_song(path, 60 * minutes)
+        separator._draw = _nothing  # type: ignore[method-assign]
+    else:
+        write_song(path, 60 * minutes, (12, 60 * minutes - 12))
+    timed(separator, path)
+    print(round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+
+
+def _nothing(jobs: list, progress: Callable[[int], None]) -> tuple[Tensor, int, int]:
+    return torch.stack([job.mix.expand(4, -1) / 4 for job in jobs]), 0, 0
+
+
+@click.command(help=__doc__)
+@click.option("--seconds", default=24.0, show_default=True, help="Length of the song.")
+@click.option("--qualities", default="fast,default", show_default=True)
+@click.option("--precision", default="fastest", show_default=True)
+@click.option("--device", default="auto", show_default=True)
+@click.option("--batch", type=int)
+@click.option("--threads", default=0, show_default=True, help="0 is PyTorch's own choice.")
+@click.option("--memory", is_flag=True, help="Peak memory as well.")
+@click.option("--plain/--no-plain", "compare", default=True, show_default=True)
+@click.option("--child", "child_kind", hidden=True)
+@click.option("--minutes", default=10, hidden=True)
+@click.option("--folder", type=click.Path(path_type=Path), hidden=True)
+def main(
+    seconds: float,
+    qualities: str,
+    precision: str,
+    device: str,
+    batch: int | None,
+    threads: int,
+    memory: bool,
+    compare: bool,
+    child_kind: str | None,
+    minutes: int,
+    folder: Path | None,
+) -> None:
+    if threads:
+        torch.set_num_threads(threads)
+    if child_kind is not None and folder is not None:
+        child(child_kind, minutes, folder)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / "song.wav"
+        write_song(path, seconds)
+        for name in [q for q in qualities.split(",") if q]:
+            separator = Separator(
+                device=device, precision=precision, batch=batch, **QUALITIES[name]
+            )
+            rate = matmul_rate(separator.dtype, separator.device)
+            took, stats = timed(separator, path)
+            calls, vjps = stats["calls"], stats["vjps"]
+            achieved = network_flops(separator) * (calls + vjps) / took / 1e9
+            line = (
+                f"{name}: {took / seconds:.2f} x real time, {calls} calls ({vjps} with a "
+                f"gradient), {achieved:.0f} GFLOP/s of {rate:.0f} ({achieved / rate:.0%}), "
+                f"{str(separator.dtype).removeprefix('torch.')}, {torch.get_num_threads()} "
+                f"threads, {separator.device}"
+            )
+            if compare:
+                whole = Separator(device=device, precision="float32", batch=1, **QUALITIES[name])
+                line += f"; plain {plain(whole, path) / took:.2f} x the time"
+            click.echo(line)
+    if not memory:
+        return
+    for kind, length in (("stub", 10), ("stub", 60), ("network", 10)):
+        with tempfile.TemporaryDirectory() as temporary:
+            command = [
+                sys.executable, __file__, "--child", kind, "--minutes", str(length),
+                "--folder", temporary, "--threads", str(threads),
+            ]  # fmt: skip
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            click.echo(f"{length} minutes, {kind}: peak {done.stdout.strip()} MiB")
+
+
+if __name__ == "__main__":
+    main()
