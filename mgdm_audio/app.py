@@ -1,0 +1,241 @@
+"""A local web page: drop a song, watch, listen, draw a stem again, download.
+
+Needs Gradio (``pip install mgdm-audio[app]``). The page is served to this machine alone.
+"""
+
+from __future__ import annotations
+
+__all__ = ["build", "launch"]
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import soundfile as sf
+
+from mgdm_audio import audio, hub
+from mgdm_audio.conditional import separate_known
+from mgdm_audio.page import page
+from mgdm_audio.posterior import UNCERTAIN
+from mgdm_audio.separate import Separator, check_seed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+QUALITIES = ("fast", "default", "best")
+
+
+def _gradio() -> Any:
+    try:
+        import gradio
+    except ImportError as error:
+        raise ImportError(
+            "the page needs Gradio, which is not installed; pip install 'mgdm-audio[app]'"
+        ) from error
+    return gradio
+
+
+class Studio:
+    """What the page does, without the page.
+
+    Arguments:
+        prior: the prior.
+        device: where it runs.
+        options: other options of `Separator`.
+    """
+
+    def __init__(self, prior: hub.Prior, device: str, **options: Any) -> None:
+        self.prior, self.device, self.options = prior, device, options
+        self.folder = Path(tempfile.mkdtemp(prefix="mgdm-audio-"))
+        self.takes = 0
+
+    def close(self) -> None:
+        """Removes what was made."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def separator(self, quality: str) -> Separator:
+        """A separator of a quality."""
+        if quality not in QUALITIES:
+            raise ValueError(f"got quality '{quality}', expected one of {', '.join(QUALITIES)}")
+        return Separator(self.prior, UNCERTAIN[0], quality, device=self.device, **self.options)
+
+    def separate(
+        self, path: str | None, quality: str, seed: float, progress: Callable[[int, int], None]
+    ) -> dict[str, Any]:
+        """The state of a new separation: stems, rate, where they were written."""
+        if not path:
+            raise ValueError("drop a song first")
+        recording = audio.read(path)
+        mix = recording.samples.astype(np.float32)
+        result = self.separator(quality).separate(
+            mix, recording.sample_rate, seed=check_seed(int(seed)), callback=progress
+        )
+        stems = {name: np.asarray(x) for name, x in result.stems.items()}
+        seeds = dict.fromkeys(stems, int(seed))
+        facts = {"residual before the stems were made to add up": f"{result.residual_db:.1f} dB"}
+        return self._written(
+            Path(path).name, mix, stems, recording.sample_rate, seeds, result.settings, facts
+        )
+
+    def redraw(
+        self,
+        state: dict[str, Any] | None,
+        stem: str,
+        quality: str,
+        seed: float,
+        progress: Callable[[int, int], None],
+    ) -> dict[str, Any]:
+        """The state with one stem drawn again.
+
+        The stems must go on adding up to the mix, so one other stem, the most alike, is drawn
+        with it; the rest is kept.
+        """
+        if state is None:
+            raise ValueError("separate a song first")
+        names = list(state["stems"])
+        if stem not in names:
+            raise ValueError(f"unknown stem '{stem}', expected one of {', '.join(names)}")
+        partner = self.partner(state["stems"], stem)
+        kept = {n: x for n, x in state["stems"].items() if n not in (stem, partner)}
+        result = separate_known(
+            self.separator(quality), state["mix"], kept, state["rate"], [check_seed(int(seed))],
+            progress,
+        )  # fmt: skip
+        stems = result.draws[0]
+        seeds = state["seeds"] | {stem: int(seed), partner: int(seed)}
+        return self._written(
+            state["title"], state["mix"], stems, state["rate"], seeds, result.settings, {}
+        )
+
+    @staticmethod
+    def partner(stems: dict[str, np.ndarray[Any, Any]], stem: str) -> str:
+        """The stem that takes up what another one loses: the most alike in its spectrum."""
+
+        def shape(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            mono = np.atleast_2d(x).mean(0)
+            power = np.abs(np.fft.rfft(mono)) ** 2
+            bands = np.array([b.sum() for b in np.array_split(power, 64)])
+            return bands / max(float(np.linalg.norm(bands)), 1e-20)
+
+        mine = shape(stems[stem])
+        others = [n for n in stems if n != stem]
+        return max(others, key=lambda n: float(mine @ shape(stems[n])))
+
+    def _written(
+        self,
+        title: str,
+        mix: np.ndarray[Any, Any],
+        stems: dict[str, np.ndarray[Any, Any]],
+        rate: int,
+        seeds: dict[str, int],
+        settings: dict[str, Any],
+        facts: dict[str, Any],
+    ) -> dict[str, Any]:
+        self.takes += 1
+        folder = self.folder / f"take-{self.takes:03d}"
+        folder.mkdir()
+        files = {}
+        for name, x in stems.items():
+            files[name] = str(folder / f"{name}.wav")
+            sf.write(files[name], np.atleast_2d(x).T, rate, "FLOAT")
+        archive = shutil.make_archive(str(folder), "zip", folder)
+        html = folder / "report.html"
+        text = page(title, mix, stems, rate, {"seeds": seeds, **settings}, facts=facts)
+        html.write_text(text, encoding="utf-8")
+        return {
+            "title": title, "mix": mix, "stems": stems, "rate": rate, "seeds": seeds,
+            "files": files, "archive": archive, "page": str(html),
+        }  # fmt: skip
+
+
+def build(prior: hub.Prior, device: str = "auto", **options: Any) -> Any:
+    """The page, a ``gradio.Blocks``.
+
+    Arguments:
+        prior: the prior.
+        device: where it runs.
+        options: other options of `Separator`.
+
+    Raises:
+        ImportError: if Gradio is not installed.
+    """
+    gr = _gradio()
+    studio = Studio(prior, device, **options)
+    names = list(prior.stems)
+
+    def shown(state: dict[str, Any]) -> list[Any]:
+        seeds = ", ".join(f"{name} {seed}" for name, seed in state["seeds"].items())
+        return [
+            state,
+            f"Done. Seeds: {seeds}.",
+            *(state["files"][name] for name in names),
+            [state["archive"], state["page"]],
+        ]
+
+    # Gradio looks for its own object among the defaults.
+    tracked = gr.Progress()
+
+    def guarded(work: Callable[..., dict[str, Any]], *arguments: Any, progress: Any) -> list[Any]:
+        def report(done: int, total: int) -> None:
+            progress(done / max(1, total), desc=f"{done} of {total} network calls")
+
+        try:
+            return shown(work(*arguments, report))
+        except (ValueError, OSError, ArithmeticError, MemoryError, RuntimeError) as error:
+            raise gr.Error(" ".join(str(error).split()), print_exception=False) from error
+
+    def separate(path: str | None, quality: str, seed: float, progress: Any = tracked) -> list[Any]:
+        return guarded(studio.separate, path, quality, seed, progress=progress)
+
+    def redraw(
+        state: Any, stem: str, quality: str, seed: float, progress: Any = tracked
+    ) -> list[Any]:
+        return guarded(studio.redraw, state, stem, quality, seed, progress=progress)
+
+    with gr.Blocks(title="mgdm-audio", analytics_enabled=False) as blocks:
+        gr.Markdown("# mgdm-audio\nDrop a song; it becomes " + ", ".join(names) + ".")
+        state = gr.State(None)
+        with gr.Row():
+            song = gr.File(label="Song (WAV, FLAC, OGG or MP3)", type="filepath", elem_id="song")
+            with gr.Column():
+                quality = gr.Radio(list(QUALITIES), value="fast", label="Quality")
+                seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="seed")
+                start = gr.Button("Separate", variant="primary", elem_id="start")
+        said = gr.Markdown("", elem_id="said")
+        players = [gr.Audio(label=name, interactive=False, elem_id=name) for name in names]
+        with gr.Row():
+            stem = gr.Dropdown(names, value=names[0], label="Stem to draw again")
+            new_seed = gr.Number(1, label="Its seed", precision=0, minimum=0, elem_id="new-seed")
+            again = gr.Button("Draw again", elem_id="again")
+        files = gr.File(
+            label="Download: all stems, and a page to hear them together", file_count="multiple",
+            interactive=False, elem_id="files",
+        )  # fmt: skip
+        outputs = [state, said, *players, files]
+        start.click(separate, [song, quality, seed], outputs)
+        again.click(redraw, [state, stem, quality, new_seed], outputs)
+    blocks.studio = studio
+    return blocks
+
+
+def launch(model: str | None, device: str, port: int, browser: bool) -> None:
+    """Serves the page until it is stopped.
+
+    Raises:
+        ImportError: if Gradio is not installed.
+        ValueError: if the model cannot be used.
+    """
+    _gradio()
+    separator = Separator(model, *UNCERTAIN, device=device)
+    if not isinstance(separator.prior, hub.Prior):
+        raise ValueError(f"model '{separator.prior.name}' is not a prior")
+    blocks = build(separator.prior, device)
+    try:
+        blocks.queue().launch(
+            server_name="127.0.0.1", server_port=port, inbrowser=browser, share=False,
+            allowed_paths=[str(blocks.studio.folder)],
+        )  # fmt: skip
+    finally:
+        blocks.studio.close()

@@ -1,0 +1,155 @@
+"""The page: it holds what it shows, nothing from outside, and plays in a real browser."""
+
+import base64
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+import soundfile as sf
+from browser import chromium, errors
+
+from mgdm_audio import STEMS
+from mgdm_audio.page import page, write_page
+from mgdm_audio.uncertainty import assess
+
+RATE = 22050
+
+
+@pytest.fixture
+def music(music):
+    """Ten seconds: a busy machine is slow to press pause."""
+    return np.tile(music, 5)
+
+
+@pytest.fixture
+def stems(music):
+    return dict(zip(STEMS, music, strict=True))
+
+
+@pytest.fixture
+def text(stems, music):
+    rng = np.random.default_rng(0)
+    draws = [music + 0.01 * rng.normal(size=music.shape) for _ in range(4)]
+    return page(
+        "A song <b>&amp;</b> more",
+        music.sum(0),
+        stems,
+        RATE,
+        {"method": "ding", "sampler": {"levels": 40}},
+        facts={"residual": "-61.2 dB"},
+        warnings=("the file ends </script><script>alert(1)</script>",),
+        uncertainty=assess(draws, STEMS, RATE),
+    )
+
+
+def data_of(text):
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
+    return json.loads(found.group(1))
+
+
+def test_the_page_holds_all_and_asks_for_nothing(text, stems, music):
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", text)
+    assert "default-src 'none'" in text
+    assert "<title>A song &lt;b&gt;&amp;amp;&lt;/b&gt; more</title>" in text
+    assert text.count("</script>") == 2
+    data = data_of(text)
+    assert [t["name"] for t in data["tracks"]] == ["mix", *STEMS]
+    for track, x in zip(data["tracks"], [music.sum(0), *music], strict=True):
+        decoded, rate = sf.read(io.BytesIO(base64.b64decode(track["audio"])))
+        assert rate == RATE
+        assert np.corrcoef(decoded, x)[0, 1] > 0.95
+        grid = np.frombuffer(base64.b64decode(track["spectrum"]["values"]), np.uint8)
+        assert len(grid) == track["spectrum"]["rows"] * track["spectrum"]["columns"]
+        assert grid.max() > 100
+    assert "doubt" not in data["tracks"][0]
+    assert ["sampler levels", "40"] in data["settings"]
+    assert ["draws", "4"] in data["facts"]
+
+
+def test_flac_is_exact_to_its_bits(stems, music):
+    data = data_of(page("x", music.sum(0), stems, RATE, {}, audio="flac"))
+    decoded, _ = sf.read(io.BytesIO(base64.b64decode(data["tracks"][1]["audio"])))
+    assert np.abs(decoded - music[0]).max() < 2.0**-15
+
+
+def test_errors_say_what_was_expected(stems, music):
+    with pytest.raises(ValueError, match="ogg, flac"):
+        page("x", music.sum(0), stems, RATE, {}, audio="mp3")
+    with pytest.raises(ValueError, match="shapes"):
+        page("x", music.sum(0)[:-1], stems, RATE, {})
+    with pytest.raises(ValueError, match="uncertainty"):
+        page(
+            "x",
+            music[0],
+            {"flute": music[0]},
+            RATE,
+            {},
+            uncertainty=assess([music] * 2, STEMS, RATE),
+        )
+
+
+@pytest.fixture
+def driver(tmp_path):
+    yield from chromium(str(tmp_path))
+
+
+def test_in_a_browser(driver, text, tmp_path):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    path = tmp_path / "page.html"
+    write_page(path, text)
+    assert not (tmp_path / "page.html.part").exists()
+    driver.get(path.as_uri())
+    wait = WebDriverWait(driver, 60)
+    play = driver.find_element(By.ID, "play")
+    wait.until(lambda _: play.is_enabled())
+
+    def gains():
+        return driver.execute_script("return player.gains()")
+
+    def press(kind, name):
+        driver.find_element(By.CSS_SELECTOR, f"[data-name={name}] .{kind}").click()
+
+    assert driver.find_element(By.ID, "title").text == "A song <b>&amp;</b> more"
+    assert "</script>" in driver.find_element(By.ID, "warnings").text
+    assert gains() == [0, 1, 1, 1, 1]
+    press("solo", "drums")
+    assert gains() == [0, 0, 1, 0, 0]
+    press("solo", "mix")
+    assert gains() == [1, 0, 1, 0, 0]
+    press("solo", "drums")
+    press("solo", "mix")
+    press("mute", "bass")
+    assert gains() == [0, 0, 1, 1, 1]
+    # What was decoded is in time: the stems add up to the mix, but for what OGG loses.
+    left = driver.execute_script(
+        "const x = player.tracks.map(t => t.buffer.getChannelData(0));"
+        "const n = Math.min(...x.map(c => c.length)); let rest = 0, all = 0;"
+        "for (let i = 0; i < n; i++) { const sum = x[1][i] + x[2][i] + x[3][i] + x[4][i];"
+        "rest += (sum - x[0][i]) ** 2; all += x[0][i] ** 2; } return [rest / all, n];"
+    )
+    assert left[0] < 0.05
+    assert left[1] > 9.9 * driver.execute_script("return player.context.sampleRate")
+    play.click()
+    wait.until(lambda _: driver.execute_script("return player.playing && player.time() > 0.2"))
+    assert play.text == "Pause"
+    play.click()
+    paused = driver.execute_script("return player.time()")
+    assert not driver.execute_script("return player.playing")
+    assert 0.2 < paused < 10
+    driver.find_element(By.CSS_SELECTOR, "[data-name=piano] .view").click()  # its middle
+    assert driver.execute_script("return player.time()") == pytest.approx(5.0, abs=0.1)
+    painted = driver.execute_script(
+        "return [...document.querySelectorAll('canvas')].map(c => c.getContext('2d')"
+        ".getImageData(0, 0, c.width, c.height).data.some(v => v > 0 && v < 255))"
+    )
+    assert painted == [True] * len(painted)
+    assert len(painted) == 5 + 2 * 4
+    driver.execute_script("player.seek(player.duration - 0.3)")
+    play.click()
+    wait.until(lambda _: driver.execute_script("return player.time() >= player.duration"))
+    assert not driver.execute_script("return player.playing")  # it ends by itself
+    assert not errors(driver)
