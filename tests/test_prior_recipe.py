@@ -138,9 +138,7 @@ def test_learning_rate_ends_low():
 
 def test_crops_have_the_levels_of_the_corpus(corpus):
     rng = np.random.default_rng(0)
-    plain = Augmentation(
-        remix=0, mute=0, stem_gain_db=0, mix_gain_db=0, equaliser_db=0, speed=0
-    )
+    plain = Augmentation(remix=0, mute=0, stem_gain_db=0, mix_gain_db=0, equaliser_db=0, speed=0)
     crop = corpus.crop(rng, 8192, 3, plain)
     assert crop.dtype == np.float32
     assert np.abs(crop.std(1) * 32.768 - 1).max() < 0.05

@@ -214,6 +214,7 @@ def test_wrong_checksum_is_refused(mini: Mini, tmp_path: Path) -> None:
 def hostile(path: Path) -> Path:
     """An archive whose members try to get out of the folder."""
     with tarfile.open(path, "w:gz") as tar:
+
         def add(name: str, data: bytes = b"x", **fields: object) -> None:
             member = tarfile.TarInfo(name)
             member.size = len(data) if not fields else 0
