@@ -7,6 +7,7 @@ __all__ = ["run"]
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -114,18 +115,18 @@ def _separate(
         request.seed, request.start, request.duration, request.container, request.bits,
         request.resume,
     )  # fmt: skip
-    progress: dict[str, Progress] = {}
+    progress: dict[Path, Progress] = {}
 
     def report(task: Task, done: int, total: int) -> None:
-        if task.source.name not in progress:
-            progress[task.source.name] = Progress(task.source.name, request.quiet)
+        if task.source not in progress:
+            progress[task.source] = Progress(task.source.name, request.quiet)
         # Of songs that share batches, the first one stands for all.
-        if next(iter(progress)) == task.source.name:
-            progress[task.source.name](done, total)
+        if next(iter(progress)) == task.source:
+            progress[task.source](done, total)
 
     try:
         for result in separate_files(separator, todo, options, report):
-            if (shown := progress.pop(result.task.source.name, None)) is not None:
+            if (shown := progress.pop(result.task.source, None)) is not None:
                 shown.close()
             states[str(result.task.source)] = "failed" if result.error else "separated"
             _tell(request, result)
