@@ -204,7 +204,10 @@ def build(prior: hub.Prior, device: str = "auto", **options: Any) -> Any:
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="seed")
                 start = gr.Button("Separate", variant="primary", elem_id="start")
         said = gr.Markdown("", elem_id="said")
-        players = [gr.Audio(label=name, interactive=False, elem_id=name) for name in names]
+        players = [
+            gr.Audio(label=name, interactive=False, elem_id=name, buttons=["download"])
+            for name in names
+        ]
         with gr.Row():
             stem = gr.Dropdown(names, value=names[0], label="Stem to draw again")
             new_seed = gr.Number(1, label="Its seed", precision=0, minimum=0, elem_id="new-seed")

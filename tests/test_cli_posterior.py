@@ -1,0 +1,114 @@
+"""Commands for samples, known stems, regions, accompaniment and repair."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile as sf
+from click.testing import CliRunner
+
+from mgdm_audio import STEMS, separate
+from mgdm_audio.cli import cli
+
+RATE = 22050
+
+
+@pytest.fixture
+def song(music, tmp_path, monkeypatch, prior):
+    """A folder with a song and its stems; the shipped model is the exact Gaussian one."""
+    monkeypatch.chdir(tmp_path)
+    for name, x in zip(STEMS, music[:, :12000], strict=True):
+        sf.write(f"{name}.wav", x, RATE, "FLOAT")
+    sf.write("song.wav", music.sum(0)[:12000], RATE, "FLOAT")
+    real = separate.Separator
+    monkeypatch.setattr(separate, "Separator", lambda model, *args, **kw: real(prior, *args, **kw))
+    return tmp_path
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(cli, [str(a) for a in arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def sound(path):
+    return sf.read(path, dtype="float32")[0]
+
+
+FAST = ("--preset", "fast", "-q", "--precision", "float32")
+
+
+def test_samples_and_their_page(song):
+    out = run("separate", "song.wav", "-o", "out", "--seeds", "3,5", "--report", *FAST).stdout
+    folder = song / "out" / "song"
+    names = {f"{d}/{s}.wav" for d in ("seed-3", "seed-5", "mean") for s in STEMS}
+    names |= {"uncertainty.json", "report.html"}
+    assert {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} == names
+    assert len(out.splitlines()) == len(names)
+    total = sum(sound(folder / "mean" / f"{s}.wav") for s in STEMS)
+    np.testing.assert_allclose(total, sound("song.wav"), atol=1e-6)
+    report = json.loads((folder / "uncertainty.json").read_text())
+    assert report["seeds"] == [3, 5]
+    assert report["settings"]["method"] == "ding"
+    assert set(report["uncertainty"]["stems"]) == set(STEMS)
+    run("separate", "song.wav", "-o", "two", "--samples", "2", "--seed", "5", *FAST)
+    alone = sound(song / "two" / "song" / "seed-5" / "bass.wav")
+    assert np.array_equal(alone, sound(folder / "seed-5" / "bass.wav"))
+    assert "not empty" in run("separate", "song.wav", "-o", "out", "--samples", 2, code=1).output
+
+
+def test_known_stems_and_a_region(song):
+    run("separate", "song.wav", "-o", "a", "--known", "drums=drums.wav", "--seed", 1, *FAST)
+    assert np.array_equal(sound("a/song/drums.wav"), sound("drums.wav"))
+    run("separate", "song.wav", "-o", "b", "--redo", "0.2-0.3", "--from", "a/song", "--seed", 2,
+        *FAST)  # fmt: skip
+    before, after = sound("a/song/bass.wav"), sound("b/song/bass.wav")
+    changed = np.flatnonzero(before != after) / RATE
+    assert 0.2 <= changed.min() < changed.max() <= 0.3
+
+
+def test_generate(song):
+    run("generate", "--given", "bass=bass.wav", "--for", "drums", "-o", "band", "--method", "ding",
+        *FAST)  # fmt: skip
+    assert sound("band/drums.wav").shape == sound("bass.wav").shape
+    assert not (song / "band" / "piano.wav").exists()
+    assert json.loads((song / "band" / "settings.json").read_text())["seed"] == 0
+    text = run("generate", "--given", "flute=bass.wav", "-o", "x", code=2).output
+    assert "STEM=FILE" in text
+
+
+def test_repair(song):
+    x = sound("song.wav")
+    x[3000:3200] = 0
+    sf.write("hole.wav", x, RATE, "FLOAT")
+    run("repair", "hole.wav", "--dropouts", "-o", "whole.wav", "--method", "ding", *FAST)
+    out = sound("whole.wav")
+    assert np.array_equal(out[:3000], x[:3000])
+    assert np.array_equal(out[3200:], x[3200:])
+    assert np.abs(out[3000:3200]).max() > 0.01
+    assert "one of --gap" in run("repair", "hole.wav", "-o", "y.wav", code=2).output
+    assert "exists" in run("repair", "hole.wav", "--dropouts", "-o", "whole.wav", code=1).output
+    assert "no level" in run("repair", "hole.wav", "--clipped", "-o", "z.wav", code=1).output
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--samples", "2", "--sum", "piano+guitar"], "--sums does not go with"),
+        (["--redo", "1-2"], "--redo and --from go together"),
+        (["--seeds", "4-2"], "ascending"),
+        (["--seeds", "1-2", "--samples", "2"], "--seeds excludes"),
+        (["--known", "bass"], "STEM=FILE"),
+    ],
+)
+def test_wrong_usage(song, options, text):
+    assert text in run("separate", "song.wav", *options, code=2).output
+
+
+def test_help_names_what_there_is():
+    text = run("separate", "--help").output
+    for option in ("--samples", "--seeds", "--known", "--redo", "--report"):
+        assert option in text
+    for command in ("generate", "repair", "app"):
+        assert command in run("--help").output
+        assert run(command, "--help").output
