@@ -61,13 +61,13 @@ def band_stems(prior):
 
 def test_a_sound_that_no_stem_has_goes_there(prior, band_stems):
     f = np.fft.rfftfreq(44100) * 22050
-    strange = draw(0.2 * ((f > 2500) & (f < 3500)), 44100, 9)
+    strange = draw(0.1 * ((f > 2500) & (f < 3500)), 44100, 9)
     mix = band_stems.sum(0) + strange
-    mine = Separator(prior, other=0.0, **CHEAP).separate(mix, 22050, seed=0)
+    mine = Separator(prior, other=-10.0, **CHEAP).separate(mix, 22050, seed=0)
     without = Separator(prior, **CHEAP).separate(mix, 22050, seed=0)
     assert list(mine.stems) == [*STEMS, "other"]
     assert np.abs(sum(mine.stems.values()) - mix).max() < 1e-6
-    assert si_sdr_improvement(mine.stems["other"], strange, mix) > 6
+    assert si_sdr_improvement(mine.stems["other"], strange, mix) > 3
     for name, true in zip(("drums", "piano"), band_stems[[1, 3]], strict=True):
         gains = [si_sdr_improvement(r.stems[name], true, mix) for r in (mine, without)]
         assert gains[0] > gains[1] + 1, name
