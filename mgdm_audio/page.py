@@ -154,8 +154,11 @@ def _doubt(uncertainty: Uncertainty, name: str) -> dict[str, Any]:
     k = uncertainty.names.index(name)
     low, high = (bound[k] for bound in uncertainty.interval_db(0.9))
     step = max(1, math.ceil(len(low) / COLUMNS))
+    # Where a stem is 60 dB below its loudest, nobody hears what is not known.
+    power = 10 * np.log10(np.maximum(uncertainty.power[k], 1e-20))
+    heard = np.clip((power - power.max() + 60) / 30, 0, 1)
     return {
-        "doubt": _grid(uncertainty.relative()[k][:, ::step]),
+        "doubt": _grid((uncertainty.relative()[k] * heard)[:, ::step]),
         "interval": {
             "low": [round(float(v), 1) for v in low[::step]],
             "high": [round(float(v), 1) for v in high[::step]],
@@ -187,7 +190,8 @@ def _legend(uncertainty: Uncertainty | None, sample_rate: int) -> str:
     return text + (
         f" Below each stem: how far the {uncertainty.draws} draws differ, in bands (edges "
         f"{edges} Hz, low ones at the bottom), from blue, where they agree, to red, where nothing "
-        "is known but the power; and the levels from 0 to -80 dB between which the stem lies "
+        "is known but the power (what is inaudible counts as agreed); and the levels from 0 to -80 "
+        "dB between which the stem lies "
         f"({100 * uncertainty.interval_probability(0.9):.0f} % by the draws)."
     )
 

@@ -159,6 +159,9 @@ function bandOf(canvas, interval) {  // level interval over time, from -80 dB to
   for (let i = 0; i < n; i++) context.lineTo(i * canvas.width / n, y(interval.high[i]));
   for (let i = n - 1; i >= 0; i--) context.lineTo(i * canvas.width / n, y(interval.low[i]) + 1);
   context.fill();
+  context.strokeStyle = "#2a7";
+  context.lineWidth = 2;
+  context.stroke();
 }
 
 const player = new Player(data.tracks);

@@ -1,0 +1,1 @@
+"""Restoration: eight samplers on ten operators, with one prior."""
