@@ -128,18 +128,22 @@ class Magnitude(Operator):
         n_fft: samples of the window, even.
         hop: samples between frames, n_fft / 2 or a divisor of it that is 4 or more.
         eps: magnitudes are sqrt(|z|^2 + eps^2) - eps, to have a slope at 0; in units of the signal.
+        length: T, samples of the signal, which its magnitudes do not tell; None for a multiple of
+            the hop. Only `first_guess` needs it.
 
     Raises:
         ValueError: if the window and the hop are not such.
     """
 
-    def __init__(self, n_fft: int = 1024, hop: int = 256, eps: float = 1e-7) -> None:
+    def __init__(
+        self, n_fft: int = 1024, hop: int = 256, eps: float = 1e-7, length: int | None = None
+    ) -> None:
         if n_fft < 8 or n_fft % 2 or hop < 1 or n_fft % hop or n_fft // hop < 3:
             raise ValueError(
                 f"got n_fft {n_fft} and hop {hop}, expected an even window and a hop that "
                 "divides it, at most a third of it"
             )
-        self.n_fft, self.hop, self.eps = n_fft, hop, eps
+        self.n_fft, self.hop, self.eps, self.length = n_fft, hop, eps, length
 
     def transform(self, x: Tensor) -> Tensor:
         """Complex transform, (B, K, T) -> (B, K, bins, frames), one-sided and scaled."""
@@ -168,8 +172,10 @@ class Magnitude(Operator):
         return ((power + self.eps**2).sqrt() - self.eps).flatten(2)
 
     def first_guess(self, y: Tensor) -> Tensor:
-        """All phases 0; the length is a multiple of the hop."""
-        length = (y.shape[2] // self._bins - self.n_fft // self.hop - 1) * self.hop
+        """All phases 0."""
+        length = self.length
+        if length is None:
+            length = (y.shape[2] // self._bins - self.n_fft // self.hop - 1) * self.hop
         return self.inverse(torch.complex(self._map(y), torch.zeros_like(self._map(y))), length)
 
     def project(self, x: Tensor, y: Tensor) -> Tensor:

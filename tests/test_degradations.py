@@ -108,6 +108,8 @@ def test_magnitude_is_a_tight_frame_and_knows_the_signal_up_to_its_sign():
         errors.append(float((op.forward(guess) - y).norm()))
     assert errors == sorted(errors, reverse=True)
     assert op.first_guess(y).shape == x.shape
+    odd = Magnitude(64, 16, length=150)
+    assert odd.first_guess(odd.forward(x[..., :150])).shape == (B, K, 150)
 
 
 def test_overdrive_is_undone():

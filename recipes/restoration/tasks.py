@@ -81,7 +81,7 @@ TASKS: dict[str, Callable[[int, int], Operator]] = {
     "lowpass": lambda length, rate: LowPass(length, 2000 / rate),
     "reverb": _room,
     "bits": lambda length, rate: Quantise(4, 0.5),
-    "phase": lambda length, rate: Magnitude(1024, 256),
+    "phase": lambda length, rate: Magnitude(1024, 256, length=length),
     "overdrive": lambda length, rate: Overdrive(10.0),
     "clip": lambda length, rate: Clip(0.1),
 }
