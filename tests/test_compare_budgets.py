@@ -45,11 +45,13 @@ def test_fit_without_a_knob(bench):
     fixed = Candidate("ddnm", "x", settings={"steps": 20})
     assert fit(bench, fixed, 19, 1.0) is not None
     assert fit(bench, fixed, 18, 1.0) is None
-    stated = Candidate("pnpdm", "x", at={30: {"iterations": 3}})
+    stated = Candidate("pnpdm", "x", at={30: {"iterations": 2}})
     entry = fit(bench, stated, 30, 1.0)
     assert entry is not None
-    assert entry.settings == {"iterations": 3}
+    assert entry.settings == {"iterations": 2}
     assert fit(bench, stated, 31, 1.0) is None
+    with pytest.raises(ValueError, match=r"costs .* calls with its settings at 30"):
+        fit(bench, Candidate("pnpdm", "x", at={30: {"iterations": 99}}), 30, 1.0)
     assert fit(bench, Candidate("dps", "x", knob="steps"), 1, 1.0) is None
     with pytest.raises(ValueError, match="has no setting 'stepz'"):
         fit(bench, Candidate("dps", "x", knob="stepz"), 30, 1.0)

@@ -70,7 +70,13 @@ def fit(bench: Bench, candidate: Candidate, budget: int, vjp_cost: float) -> Ent
     if candidate.at:
         if budget not in candidate.at:
             return None
-        return replace(base, settings={**candidate.settings, **candidate.at[budget]})
+        stated = replace(base, settings={**candidate.settings, **candidate.at[budget]})
+        if (cost := _cost(bench, stated, vjp_cost)) > budget:
+            raise ValueError(
+                f"candidate '{candidate.name}' of '{candidate.method}' costs {cost:.0f} calls with "
+                f"its settings at {budget}; lower them"
+            )
+        return stated
     if candidate.knob is None:
         return base if _cost(bench, base, vjp_cost) <= budget else None
     knob = candidate.knob
