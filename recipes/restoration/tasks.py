@@ -65,12 +65,13 @@ def _half(length: int, rate: int) -> Operator:
 
 
 def _room(length: int, rate: int) -> Operator:
-    """A direct sound and noise that falls by 60 dB in 0.4 s; of norm 1 at most where it is flat."""
+    """A direct sound and noise that falls by 60 dB in 0.4 s; of norm 1."""
     t = torch.arange(min(length, int(0.4 * rate))) / rate
     tail = torch.randn(len(t), generator=torch.Generator().manual_seed(0))
     impulse = 0.05 * tail * 10 ** (-3 * t / 0.4)
     impulse[0] = 1.0
-    return Reverb(length, 0.7 * impulse)
+    loudest = torch.fft.rfft(impulse, n=length).abs().max()
+    return Reverb(length, impulse / loudest)
 
 
 TASKS: dict[str, Callable[[int, int], Operator]] = {
