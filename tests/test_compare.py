@@ -155,7 +155,9 @@ def test_fingerprint(bench, corpus, prior, tmp_path):
         others.append(Bench(prior, tmp_path / "store", **arguments).folder(CHEAP, clip))
     newer = hub.Prior(prior.denoise, dataclasses.replace(prior.info, sha256="1" * 64))
     others.append(Bench(newer, tmp_path / "store", precision="float32").folder(CHEAP, clip))
-    assert len({place, *others}) == 5
+    louder = hub.Prior(prior.denoise, dataclasses.replace(prior.info, level=0.2))
+    others.append(Bench(louder, tmp_path / "store", precision="float32").folder(CHEAP, clip))
+    assert len({place, *others}) == 6
 
 
 def test_a_sampler_that_diverges_is_a_row(bench, corpus, monkeypatch):

@@ -257,7 +257,9 @@ class Bench:
         """Where the samples of a clip are."""
         text = json.dumps(self.describe(entry), sort_keys=True, default=str)
         fingerprint = hashlib.sha256(text.encode()).hexdigest()[:12]
-        folder = self.store / self.prior.sha256[:8] / f"{entry.method}-{fingerprint}"
+        # The level that mixtures are brought to is the model's, but is not in its checksum.
+        model = f"{self.prior.sha256[:8]}-{self.prior.level:g}"
+        folder = self.store / model / f"{entry.method}-{fingerprint}"
         return folder / f"{clip.name}-{clip.digest[:8]}"
 
     def done(self, entry: Entry, clip: Clip) -> int:
