@@ -41,7 +41,7 @@ class Mini:
         split: str,
         sources: dict[str, tuple[dict[str, Any], np.ndarray | bytes | None]],
     ) -> Path:
-        """A track; a source is its metadata and samples, bytes to write raw, or None for no file."""
+        """A track; a source is its metadata and samples, raw bytes, or None for no file."""
         name = f"Track{number:05d}"
         path = self.folder / ROOT / split / name
         (path / "stems").mkdir(parents=True)
