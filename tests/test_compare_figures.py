@@ -101,6 +101,10 @@ def test_points_of_different_clips_do_not_mix(tmp_path):
         (28.0, 1.5, "default"),
         (98.0, 2.5, "G4, mean of 4"),
     ]
+    assert pareto.best_by_list([*points, pareto.Point("mgdm", "", 29.0, 1.7, "tuning at 30")]) == [
+        pareto.Point("mgdm", "", 29.0, 1.7, "tuning at 30"),
+        points[1],
+    ]
     pareto.draw(points, tmp_path / "p.png", "a title")
     assert (tmp_path / "p.png").stat().st_size > 5000
     other = tmp_path / "o.csv"

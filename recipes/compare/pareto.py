@@ -1,6 +1,7 @@
 """Draws quality against compute from tables of this folder (CSV), and prints the Pareto front.
 
-One line a method through its best score at each cost. Rows of different lists of clips do not
+One line a method through its best rows: of each budget in a tuning, else those that no cheaper one
+of the method beats. Rows of different lists of clips do not
 compare: give tables of one list, or --list.
 """
 
@@ -19,12 +20,13 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 @dataclass(frozen=True)
 class Point:
-    """A row of a table: its method, call-equivalents a clip, and SI-SDRi."""
+    """A row of a table: its method, call-equivalents a clip, SI-SDRi, and the row's list."""
 
     method: str
     label: str
     cost: float
     score: float
+    listed: str = ""
 
 
 def read_points(
@@ -45,8 +47,8 @@ def read_points(
                 lists.add(of_list)
                 mean = f", mean of {row['samples']}" if row["samples"] != "1" else ""
                 label = f"{row['note'] or row['settings']}{mean}"
-                point = (row["method"], label, float(row["equivalents"]), float(row["all"]))
-                points.append(Point(*point))
+                cost, score = float(row["equivalents"]), float(row["all"])
+                points.append(Point(row["method"], label, cost, score, row["list"]))
     if len(lists) > 1:
         raise ValueError(
             f"the tables are of different clips: {', '.join(sorted(lists))}; name one with --list"
@@ -63,6 +65,15 @@ def front(points: Sequence[Point]) -> list[Point]:
     return result
 
 
+def best_by_list(points: Sequence[Point]) -> list[Point]:
+    """The best of each list (a budget of the tuning), by rising cost."""
+    best: dict[str, Point] = {}
+    for point in points:
+        if point.listed not in best or point.score > best[point.listed].score:
+            best[point.listed] = point
+    return sorted(best.values(), key=lambda p: p.cost)
+
+
 def draw(points: Sequence[Point], out: Path, title: str) -> None:
     """Writes the plot as PNG."""
     import matplotlib
@@ -71,11 +82,13 @@ def draw(points: Sequence[Point], out: Path, title: str) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
+    # Rows of a tuning are joined from budget to budget, also where more compute makes them worse.
+    tuning = len({point.listed for point in points}) > 1
     methods = list(dict.fromkeys(point.method for point in points))
     colours = plt.get_cmap("tab20")(range(len(methods)))
     for k, method in enumerate(methods):
         own = [point for point in points if point.method == method]
-        best = front(own)
+        best = best_by_list(own) if tuning else front(own)
         width = 2.5 if method == "mgdm" else 1.2
         axes.plot([p.cost for p in best], [p.score for p in best], "-o", color=colours[k],
                   label=method, linewidth=width, markersize=4)  # fmt: skip
