@@ -234,6 +234,21 @@ def test_published_settings_suit_the_prior(bench):
     assert {entry.method for entry in entries} >= {"mgdm", "dps", "pgdm", "ddnm", "msdm", "isdm"}
 
 
+def test_a_group_that_was_stopped_compares_the_same_clips(bench, corpus):
+    listed = clips(corpus / "valid", TINY)
+    group = table.Group(clips="small", settings="fast", samples=(1, 2))
+    bench.fill([(CHEAP, clip, s) for clip in listed for s in range(2)])
+    bench.fill([(GUIDED, listed[0], 0)])
+    arguments = (group, [CHEAP, GUIDED], listed, "valid tiny", 1.0, None)
+    rows = table.run_group(bench, *arguments)
+    assert [(r.entry.method, r.samples, r.clips) for r in rows] == [
+        ("ddnm", 1, (1, 2)),
+        ("dps", 1, (1, 2)),
+        ("ddnm", 2, (0, 2)),
+        ("dps", 2, (0, 2)),
+    ]
+
+
 def test_score_command(commands, tmp_path):
     out = tmp_path / "results" / "ddnm"
     arguments = ["--method", "ddnm", "--preset", "fast", "--set", "steps=4", "--average", "1"]

@@ -269,6 +269,10 @@ class Bench:
             count += 1
         return count
 
+    def failed(self, entry: Entry, clip: Clip) -> bool:
+        """Whether the sampler gave values that are not finite on a clip."""
+        return (self.folder(entry, clip) / "failed.txt").is_file()
+
     def separate(self, entry: Entry, clip: Clip, first: int = 0, count: int = 1) -> Outcome:
         """The mean of samples `first` to `first + count - 1` of a clip, drawn where missing.
 

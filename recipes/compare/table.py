@@ -97,8 +97,8 @@ def run_group(
 ) -> list[Row]:
     """Draws what is missing of a group (nothing if share is None), and its rows.
 
-    Clip by clip for all methods, first samples first: whenever it is stopped, what there is of
-    the methods is of the same clips.
+    Clip by clip for all methods, first samples first, and scored on the clips that all methods
+    have: whenever it is stopped, the rows are of the same clips.
     """
     if share is not None:
         limits = [limit for limit in (minutes, group.minutes) if limit is not None]
@@ -110,9 +110,15 @@ def run_group(
         ]
         bench.fill(jobs, min(limits) if limits else None, share)
     rows = []
-    for entry in entries:
-        for count in sorted(group.samples):
-            scored = bench.score(entry, listed, count)
+    for count in sorted(group.samples):
+        # A group that was stopped: what has been separated by all methods, so that they compare.
+        common = [
+            clip
+            for clip in listed
+            if all(bench.done(e, clip) >= count or bench.failed(e, clip) for e in entries)
+        ]
+        for entry in entries:
+            scored = bench.score(entry, common, count)
             rows.append(make_row(bench, entry, name, len(listed), count, scored, vjp_cost))
     return rows
 
