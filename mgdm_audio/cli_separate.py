@@ -7,7 +7,7 @@ import string
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,8 @@ TEMPLATE = "{track}/{stem}.{ext}"
 FIELDS = ("track", "stem", "ext", "model", "method")
 RESIDUAL = "residual"
 OTHER = "other"
+DECIDED = ("method", "preset", "average", "warm_start", "warm_sigma")
+"""Options that --quality stands for."""
 
 LEVEL = -10.0
 """Level of the other stem's prior, see :data:`mgdm_audio.other.LEVEL`, which imports torch."""
@@ -115,7 +117,7 @@ def _options(command: Any) -> Any:
     folder = click.Path(path_type=Path, file_okay=False)
     fields = ", ".join("{" + name + "}" for name in FIELDS)
     levels = "; ".join(
-        f"{name}: {q['method']} {q['preset']}" + (f" x {q['average']}" if q["average"] > 1 else "")
+        f"{name}: {q['method']} from {q['warm_start']} {q['warm_sigma']:g} x {q['average']}"
         for name, q in QUALITIES.items()
     )
     for option in reversed(
@@ -146,7 +148,8 @@ def _options(command: Any) -> Any:
             click.option("--bits", type=click.Choice(["16", "24", "32", "32f", "64f"]),
                          help="Sample format; f is floating point. By default that of FILE."),
             click.option("--quality", type=click.Choice(list(QUALITIES)),
-                         help=f"Instead of method, preset and average ({levels})."),
+                         help=f"Instead of method, preset, average and warm start ({levels}). "
+                         "The default where none of these, nor a model, is named."),
             click.option("--model", help="Name or folder of the prior, or of the regressor for the "
                          "methods that ask nothing else. By default the shipped one."),
             click.option("--method", type=click.Choice(samplers.names()), default="mgdm",
@@ -225,6 +228,8 @@ def separate(**options: Any) -> None:
     _check(request)
     if added.any:
         sys.exit(run_added(request, added))
+    if request.quality is None and not request.other and not _named("model", *DECIDED):
+        request = replace(request, quality="default")
     names = output_names(request)
     inputs, errors = find_inputs(request.files, request.output)
     tasks = plan(request, names, inputs)
@@ -236,16 +241,19 @@ def separate(**options: Any) -> None:
     sys.exit(run.run(request, tasks, failed=[argument for argument, _ in errors]))
 
 
+def _named(*options: str) -> list[str]:
+    """Those of the options that stand on the command line."""
+    source = click.get_current_context().get_parameter_source
+    return [name for name in options if source(name) is click.core.ParameterSource.COMMANDLINE]
+
+
 def _check(request: Request) -> None:
     """Refuses options that exclude each other."""
     if request.overwrite + request.skip_existing + request.resume > 1:
         raise click.UsageError("--overwrite, --skip-existing and --resume exclude each other")
-    context = click.get_current_context()
-    if request.quality is not None:
-        for option in ("method", "preset", "average", "warm_start", "warm_sigma"):
-            if context.get_parameter_source(option) is click.core.ParameterSource.COMMANDLINE:
-                name = option.replace("_", "-")
-                raise click.UsageError(f"--quality decides --{name}; give one of them")
+    if request.quality is not None and (named := _named(*DECIDED)):
+        name = named[0].replace("_", "-")
+        raise click.UsageError(f"--quality decides --{name}; give one of them")
     if (request.warm_start is None) != (request.warm_sigma is None):
         raise click.UsageError("--warm-start and --warm-sigma go together; give both")
     presets = samplers.sampler_class(request.method).PRESETS

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mgdm_audio import audio, batch, hub, samplers, write
+from mgdm_audio.cost import QUALITIES
 from mgdm_audio.denoise import CountingDenoiser
 from mgdm_audio.draws import SeededDraws
 from mgdm_audio.models import Models
@@ -126,17 +127,20 @@ def resolve_device(device: str | torch.device) -> torch.device:
 class Separator:
     """Separates recordings with one prior and one sampler.
 
+    With no model, method, preset, average, warm start or setting named, it is the quality
+    ``default`` of :data:`mgdm_audio.cost.QUALITIES`: MGDM begun from the regressor's estimate.
+
     Arguments:
         model: name or folder of a model, or a loaded one: a prior, or a regressor for the methods
             that ask nothing else. By default the shipped one of the kind that is asked.
-        method: name of the sampler, see :func:`mgdm_audio.samplers.names`.
-        preset: name of its settings.
+        method: name of the sampler, see :func:`mgdm_audio.samplers.names`; by default ``mgdm``.
+        preset: name of its settings, by default ``default``.
         device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda``, ``cuda:N``.
         precision: of the network's layers, see :func:`mgdm_audio.precision.choose_precision`.
         window: samples of a window at the prior's rate.
         overlap: samples that neighbouring windows share, at most half a window.
         batch: windows that go through the network together; by default 1 on a CPU, 8 on a GPU.
-        average: samples that are drawn of every window and averaged. One is a draw from the
+        average: samples that are drawn of every window and averaged, by default 1: a draw from the
             posterior, with the sharpness of the prior; the mean of many is the posterior mean,
             which has the least squared error: averaging N gains 10 log10(2 / (1 + 1/N)) dB where
             the samples are exact, and blurs what the prior is unsure of.
@@ -160,15 +164,15 @@ class Separator:
     def __init__(
         self,
         model: str | os.PathLike[str] | hub.Prior | hub.Regressor | None = None,
-        method: str = "mgdm",
-        preset: str = "default",
+        method: str | None = None,
+        preset: str | None = None,
         *,
         device: str | torch.device = "auto",
         precision: str = "auto",
         window: int = WINDOW,
         overlap: int = OVERLAP,
         batch: int | None = None,
-        average: int = 1,
+        average: int | None = None,
         seams: str | None = None,
         residual: bool = False,
         other: float | None = None,
@@ -178,6 +182,13 @@ class Separator:
         **settings: Any,
     ) -> None:
         self.device = resolve_device(device)
+        named = (model, method, preset, average, warm_start, warm_sigma, other)
+        if not settings and all(value is None for value in named):
+            quality = QUALITIES["default"]
+            method, preset, average = quality["method"], quality["preset"], quality["average"]
+            warm_start, warm_sigma = quality["warm_start"], quality["warm_sigma"]
+        method, preset = method or "mgdm", preset or "default"
+        average = 1 if average is None else average
         self.method, self.preset = method, preset
         self.sampler: Sampler = samplers.get(method, preset, **settings)
         if (warm_start is None) != (warm_sigma is None):

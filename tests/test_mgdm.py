@@ -389,9 +389,7 @@ def test_float32_follows_float64():
 
 def test_rate_limit_follows_the_noise_level_of_the_guided_state():
     prior, problem = tiny_problem()
-    assert torch.equal(
-        run(problem, prior, rate_limit=1e6), run(problem, prior, rate_limit=None)
-    )
+    assert torch.equal(run(problem, prior, rate_limit=1e6), run(problem, prior, rate_limit=None))
     # One outer step, so one guided index: a limit at its noise level binds just below the rate.
     one = {"steps": 4, "learning_rate": ((0, 0.05),), "rate_limit": None}
     sampler = samplers.get("mgdm", "default", **{**FAST, **one})
