@@ -353,7 +353,7 @@ def test_a_part(run, song):
 
 
 def test_report(run, song):
-    result = run("separate", "song.wav", "--seed", "7", "--json", "-q")
+    result = run("separate", "song.wav", "--preset", "default", "--seed", "7", "--json", "-q")
     assert result.exit_code == 0, result.output
     assert result.stdout.split()[-1] == "separated/song/report.json"
     report = json.loads((song.parent / "separated/song/report.json").read_text())
@@ -365,6 +365,20 @@ def test_report(run, song):
     assert report["residual_db"] < 0
     assert set(report["versions"]) >= {"mgdm_audio", "torch", "numpy"}
     assert list(report["outputs"]) == list(STEMS)
+
+
+def test_the_default_begins_from_the_regressor(run, song):
+    # A song shorter than a window: two samples, each of the rest of MGDM's grid and one call.
+    result = run("separate", "song.wav", "--seed", "7", "--json", "-q", "-o", "plain")
+    assert result.exit_code == 0, result.output
+    named = run("separate", "song.wav", "--seed", "7", "-q", "-o", "named", "--quality", "default")
+    assert named.exit_code == 0, named.output
+    report = json.loads((song.parent / "plain/song/report.json").read_text())
+    assert report["settings"]["warm_start"] == "regressor"
+    assert report["settings"]["average"] == 2
+    for stem in STEMS:
+        plain, same = (song.parent / f"{folder}/song/{stem}.wav" for folder in ("plain", "named"))
+        assert plain.read_bytes() == same.read_bytes()
 
 
 def test_dry_run_writes_nothing(run, song, tmp_path):
