@@ -433,7 +433,10 @@ def test_unsafe_calls_are_noticed() -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_nothing_loads_code(path: Path) -> None:
-    assert unsafe_calls(ast.parse(path.read_text(encoding="utf-8"))) == []
+    # The reader of published checkpoints subclasses the unpickler to look no name up;
+    # tests/test_checkpoint.py holds it to that.
+    allowed = ["import pickle"] if path.name == "archive.py" else []
+    assert unsafe_calls(ast.parse(path.read_text(encoding="utf-8"))) == allowed
 
 
 SHIPPED = sorted(path.parent for path in (ROOT / "pretrained").glob("*/config.json"))
@@ -442,21 +445,28 @@ SHIPPED = sorted(path.parent for path in (ROOT / "pretrained").glob("*/config.js
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.name)
 def test_shipped_models_are_complete(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # the networks of the package
-    prior = load(path)
-    info = prior.info
+    kind = hub.read_config(path).kind
+    model = load(path) if kind == "prior" else hub.load_regressor(path)
+    network = model.denoise if isinstance(model, hub.Prior) else model.regress
+    assert isinstance(network, torch.nn.Module)
+    info = model.info
     assert info.name == path.name
     assert info.stems == STEMS
     assert info.summary
     assert info.licence
     assert info.score
-    assert info.parameters == sum(p.numel() for p in prior.denoise.parameters())
+    assert info.parameters == sum(p.numel() for p in network.parameters())
     assert (path / info.config["weights"]["file"]).stat().st_size < 95e6
     card = (path / hub.CARD).read_text(encoding="utf-8")
     assert info.licence in card
     assert str(info.sample_rate) in card.replace(" ", "").replace(",", "")
     x = torch.zeros(1, len(info.stems), info.sample_rate // 4)
-    for sigma in (info.sigma_min, info.sigma_max):
-        out = prior.denoise(x, torch.tensor([sigma]))
+    if isinstance(model, hub.Prior):
+        low, high = torch.tensor([model.sigma_min]), torch.tensor([model.sigma_max])
+        outs = [network(x, low), network(x, high)]
+    else:
+        outs = [network(x.sum(1, keepdim=True), x, torch.zeros(x.shape[:2], dtype=torch.bool))]
+    for out in outs:
         assert out.shape == x.shape
         assert out.isfinite().all()
 
