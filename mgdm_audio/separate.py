@@ -47,9 +47,6 @@ WINDOW = 262_144
 OVERLAP = 32_768
 """Samples that neighbouring windows share (1.5 s at 22.05 kHz)."""
 
-_ONE_ROW = ("msdm", "isdm", "regressor", "gibbs")
-"""Samplers that take the mix as the only observation."""
-
 
 @dataclass(frozen=True)
 class Separation:
@@ -202,10 +199,10 @@ class Separator:
         self.models = Models.load(self.sampler, model, regressor, self.device)
         self.prior = self.models.main
         self.dtype = choose_precision(self.device, precision)
-        if seams == "condition" and method in _ONE_ROW:
+        if seams == "condition" and not self.sampler.takes_parts:
             raise ValueError(
-                f"method '{method}' takes the mix as its only observation and cannot be told the "
-                "window before; choose seams 'fade', or another method"
+                f"sampler '{self.sampler.name}' makes nothing of parts of stems beside the mix and "
+                "cannot be told the window before; choose seams 'fade', or another method"
             )
         if other is not None and self.models.regressor is not None:
             raise ValueError(
@@ -219,7 +216,7 @@ class Separator:
             window=window,
             overlap=overlap,
             average=average,
-            seams=seams or ("fade" if method in _ONE_ROW else "condition"),
+            seams=seams or ("condition" if self.sampler.takes_parts else "fade"),
             residual=residual,
             other=other,
         )

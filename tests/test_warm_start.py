@@ -253,3 +253,16 @@ def test_a_prior_alone_is_refused_where_a_regressor_is_asked():
 def test_every_sampler_with_levels_takes_a_start():
     for name in NAMES:
         assert issubclass(samplers.sampler_class(name), DiffusionSampler)
+
+
+def test_windows_are_told_the_one_before_where_both_samplers_can() -> None:
+    assert not samplers.get("msdm").takes_parts
+    assert samplers.warm(samplers.get("mgdm"), "regressor", 0.3).takes_parts
+    assert samplers.warm(samplers.get("mgdm"), "ddnm", 0.3).takes_parts
+    assert not samplers.warm(samplers.get("mgdm"), "msdm", 0.3).takes_parts
+    assert not samplers.warm(samplers.get("msdm"), "ddnm", 0.3).takes_parts
+
+
+def test_a_warm_start_follows_gradients_where_both_samplers_do() -> None:
+    assert samplers.warm(samplers.get("mgdm"), "ddnm", 0.3).needs_linear
+    assert not samplers.warm(samplers.get("mgdm"), "dps", 0.3).needs_linear

@@ -200,6 +200,12 @@ class Sampler(ABC):
         """Whether the operator must be linear: more than the likelihood's gradient is used."""
         return True
 
+    @property
+    def takes_parts(self) -> bool:
+        """Whether parts of stems that are observed beside the mix inform what it makes of the
+        rest. Windows of other samplers cannot be told the one before them and are cross-faded."""
+        return True
+
     def noise_range(self) -> tuple[float, float] | None:
         """Lowest and highest noise level at which the prior is asked; None if it never is."""
         return None

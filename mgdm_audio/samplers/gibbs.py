@@ -71,6 +71,11 @@ class Gibbs(Sampler):
         """See `Sampler.needs`."""
         return ("regressor",)
 
+    @property
+    def takes_parts(self) -> bool:
+        """See `Sampler.takes_parts`."""
+        return False
+
     def cost(self) -> Cost:
         """See `Sampler.cost`; an upper bound, as no call is made where nothing would change."""
         return Cost(calls=self.steps)

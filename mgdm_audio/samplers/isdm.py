@@ -76,6 +76,11 @@ class ISDM(ChurnSampler):
         check("stems", self.stems, 1)
         check("marginal_sigma", self.marginal_sigma, self.sigma_min)
 
+    @property
+    def takes_parts(self) -> bool:
+        """See `Sampler.takes_parts`."""
+        return False
+
     def noise_range(self, sigma: float = math.inf) -> tuple[float, float]:
         """See `DiffusionSampler.noise_range`."""
         low, high = super().noise_range(sigma)

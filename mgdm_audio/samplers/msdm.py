@@ -62,6 +62,11 @@ class MSDM(ChurnSampler):
         super().__post_init__()
         check("constrained", self.constrained, 0)
 
+    @property
+    def takes_parts(self) -> bool:
+        """See `Sampler.takes_parts`."""
+        return False
+
     def _prior(self, denoise: Denoiser, problem: Problem, draws: Draws) -> Denoiser:
         constrained_row(problem, self.constrained, self.name)
         return denoise

@@ -50,6 +50,11 @@ class Regression(Sampler):
         """See `Sampler.needs`."""
         return ("regressor",)
 
+    @property
+    def takes_parts(self) -> bool:
+        """See `Sampler.takes_parts`."""
+        return False
+
     def cost(self) -> Cost:
         """See `Sampler.cost`."""
         return Cost(calls=1)

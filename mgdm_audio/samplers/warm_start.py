@@ -72,6 +72,17 @@ class WarmStart(Sampler):
         """See `Sampler.needs`."""
         return tuple(dict.fromkeys((*self.sampler.needs, *self.first.needs)))
 
+    @property
+    def takes_parts(self) -> bool:
+        """See `Sampler.takes_parts`; a regressor's estimate is replaced where parts are known."""
+        first = self.first.takes_parts or "regressor" in self.first.needs
+        return first and self.sampler.takes_parts
+
+    @property
+    def needs_linear(self) -> bool:
+        """See `Sampler.needs_linear`; of both samplers."""
+        return self.first.needs_linear or self.sampler.needs_linear
+
     def noise_range(self) -> tuple[float, float]:
         """See `Sampler.noise_range`; of both samplers."""
         low, high = self.sampler.noise_range(self.sigma)
