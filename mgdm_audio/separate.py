@@ -198,6 +198,9 @@ class Separator:
         self._warm = {} if warm_start is None else {"warm_start": warm_start}
         self.models = Models.load(self.sampler, model, regressor, self.device)
         self.prior = self.models.main
+        if warm_start is not None and self.models.regressor is not None:
+            self._warm["regressor"] = self.models.regressor.name
+            self._warm["regressor_sha256"] = self.models.regressor.sha256
         self.dtype = choose_precision(self.device, precision)
         if seams == "condition" and not self.sampler.takes_parts:
             raise ValueError(

@@ -376,6 +376,7 @@ def test_the_default_begins_from_the_regressor(run, song):
     report = json.loads((song.parent / "plain/song/report.json").read_text())
     assert report["settings"]["warm_start"] == "regressor"
     assert report["settings"]["average"] == 2
+    assert len(report["settings"]["regressor_sha256"]) == 64
     for stem in STEMS:
         plain, same = (song.parent / f"{folder}/song/{stem}.wav" for folder in ("plain", "named"))
         assert plain.read_bytes() == same.read_bytes()
