@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["ADDED", "Added", "app", "generate", "repair", "run_added"]
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,9 @@ ADDED = [
                  "seed alone gives."),
     click.option("--known", multiple=True, metavar="STEM=FILE",
                  help="A stem that is there already: it is kept as it is, the rest is inferred."),
+    click.option("--also", multiple=True, metavar="FILE:STEM=GAIN,...", help="Another mix of the "
+                 "same performance, in time with the first: an instrumental (drums=0), or one "
+                 "channel of known panning. Gains are relative to the first mix, 1 if not named."),
     click.option("--redo", metavar="START-STOP", help="Draw these seconds anew and keep all else; "
                  "with --from."),
     click.option("--from", "stems_from", metavar="FOLDER",
@@ -50,6 +54,7 @@ class Added:
     samples: int | None = None
     seeds: str | None = None
     known: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
     redo: str | None = None
     stems_from: Path | None = None
     page: bool = False
@@ -68,13 +73,15 @@ def run_added(request: Request, added: Added) -> int:
         if given and name not in _TAKEN and name not in Added.__dataclass_fields__:
             flag = "--" + name.replace("_", "-")
             raise click.UsageError(
-                f"{flag} does not go with --samples, --seeds, --known, --redo and --report"
+                f"{flag} does not go with --samples, --seeds, --known, --also, --redo and --report"
             )
     if (added.redo is None) != (added.stems_from is None):
         raise click.UsageError("--redo and --from go together: what to draw anew, and of what")
-    if added.known and added.redo:
-        raise click.UsageError("--known and --redo exclude each other")
-    known = _pairs(added.known)
+    if sum(map(bool, (added.known, added.also, added.redo))) > 1:
+        raise click.UsageError("--known, --also and --redo exclude each other")
+    known, also = _pairs(added.known), [_gains(text) for text in added.also]
+    if also and len(request.files) > 1:
+        raise click.UsageError("--also takes one FILE, of which there are other mixes")
     seeds = _seeds(added, request.seed)
     chosen = context.get_parameter_source("method") is click.core.ParameterSource.COMMANDLINE
     failed = 0
@@ -93,7 +100,7 @@ def run_added(request: Request, added: Added) -> int:
             continue
         progress = Progress(file.name, request.quiet)
         try:
-            written = _separate(separator, file, folder, seeds, known, added, progress)
+            written = _separate(separator, file, folder, seeds, known, also, added, progress)
         except (ValueError, OSError, ArithmeticError, RuntimeError, MemoryError) as error:
             click.echo(printable(error_line(file, error)), err=True)
             failed += 1
@@ -111,13 +118,14 @@ def _separate(
     folder: Path,
     seeds: list[int],
     known: dict[str, Path],
+    also: list[tuple[Path, list[float]]],
     added: Added,
     progress: Progress,
 ) -> list[Path]:
     import numpy as np
 
     from mgdm_audio import audio, write
-    from mgdm_audio.conditional import redo, separate_known
+    from mgdm_audio.conditional import redo, separate_known, separate_pair
     from mgdm_audio.uncertainty import assess
 
     recording = audio.read(file)
@@ -133,6 +141,11 @@ def _separate(
         result = separate_known(separator, mix, given, rate, seeds, progress)
         draws = result.draws
         settings = result.settings | {"known": {n: str(p) for n, p in known.items()}}
+    elif also:
+        mixes = [mix, *(_stem(path, rate) for path, _ in also)]
+        gains = [[1.0] * len(STEMS), *(row for _, row in also)]
+        result = separate_pair(separator, mixes, gains, rate, seeds, progress)
+        draws, settings = result.draws, result.settings | {"also": list(added.also)}
     else:
         done = []
         for i, seed in enumerate(seeds):
@@ -415,6 +428,24 @@ def _pairs(texts: tuple[str, ...]) -> dict[str, Path]:
             )
         pairs[name] = Path(path)
     return pairs
+
+
+def _gains(text: str) -> tuple[Path, list[float]]:
+    """FILE:STEM=GAIN,... as the file and a gain for each stem."""
+    name, _, rest = text.rpartition(":")
+    gains = dict.fromkeys(STEMS, 1.0)
+    try:
+        for part in rest.split(","):
+            stem, _, value = part.partition("=")
+            gains[STEMS[STEMS.index(stem)]] = float(value)
+        if not Path(name).is_file() or not all(map(math.isfinite, gains.values())):
+            raise ValueError(text)
+    except ValueError:
+        raise click.UsageError(
+            f"got '{text}', expected FILE:STEM=GAIN,... with an existing file, stems of "
+            f"{', '.join(STEMS)} and finite gains, as instrumental.wav:drums=0"
+        ) from None
+    return Path(name), list(gains.values())
 
 
 def _interval(text: str) -> tuple[float, float]:

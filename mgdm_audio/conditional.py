@@ -182,7 +182,9 @@ def separate_pair(
     """Separates several mixes of one performance at once, each a sum of the stems with gains.
 
     An album version and its instrumental, or the left and right channel of a mix whose panning is
-    known. The stems are mono (the mean of the channels), and every sum is met.
+    known. The prior hears the mean of a mix's channels, and in it every sum is met. If the first
+    mix is the plain sum, the stems have its channels and its upper band, and add up to it;
+    otherwise they are mono.
 
     Arguments:
         separator: the prior, the sampler and the windows.
@@ -208,12 +210,17 @@ def separate_pair(
     for x, g in zip(heard, gains, strict=True):
         evidence = evidence.with_sum(x * gain, g)
     drawn = draw(separator, evidence, seeds, callback)
+    plain = all(g == 1 for g in gains[0])
     results = []
     for x in drawn.stems:
-        wide = audio.resample(
-            (x / gain).numpy(), separator.prior.sample_rate, sample_rate, shape[1]
-        )
-        results.append(dict(zip(names, wide, strict=True)))
+        if plain:
+            parts = _spread(separator, x / gain, rows[0], sample_rate)
+            parts = parts + (rows[0] - parts.sum(0)) / len(names)
+            results.append({n: _like(mixes[0], p) for n, p in zip(names, parts, strict=True)})
+        else:
+            rate = separator.prior.sample_rate
+            wide = audio.resample((x / gain).numpy(), rate, sample_rate, shape[1])
+            results.append(dict(zip(names, wide, strict=True)))
     return _given(separator, results, sample_rate, seeds, drawn)
 
 

@@ -67,6 +67,17 @@ def test_known_stems_and_a_region(song):
     assert 0.2 <= changed.min() < changed.max() <= 0.3
 
 
+def test_another_mix_of_the_song(song):
+    without = sound("song.wav") - sound("drums.wav")
+    sf.write("instrumental.wav", without, RATE, "FLOAT")
+    run("separate", "song.wav", "-o", "a", "--also", "instrumental.wav:drums=0", "--seed", 1,
+        "--report", *FAST)  # fmt: skip
+    drawn = {s: sound(f"a/song/{s}.wav") for s in STEMS}
+    np.testing.assert_allclose(drawn["drums"], sound("drums.wav"), atol=1e-5)
+    np.testing.assert_allclose(sum(drawn.values()), sound("song.wav"), atol=1e-5)
+    assert "instrumental.wav:drums=0" in (song / "a" / "song" / "report.html").read_text()
+
+
 def test_generate(song):
     run("generate", "--given", "bass=bass.wav", "--for", "drums", "-o", "band", "--method", "ding",
         *FAST)  # fmt: skip
@@ -99,6 +110,11 @@ def test_repair(song):
         (["--seeds", "4-2"], "ascending"),
         (["--seeds", "1-2", "--samples", "2"], "--seeds excludes"),
         (["--known", "bass"], "STEM=FILE"),
+        (["--also", "bass.wav"], "FILE:STEM=GAIN"),
+        (["--also", "bass.wav:flute=1"], "FILE:STEM=GAIN"),
+        (["--also", "bass.wav:bass=inf"], "finite gains"),
+        (["--also", "none.wav:bass=1"], "existing file"),
+        (["--also", "bass.wav:bass=1", "--known", "bass=bass.wav"], "exclude each other"),
     ],
 )
 def test_wrong_usage(song, options, text):
@@ -107,7 +123,7 @@ def test_wrong_usage(song, options, text):
 
 def test_help_names_what_there_is():
     text = run("separate", "--help").output
-    for option in ("--samples", "--seeds", "--known", "--redo", "--report"):
+    for option in ("--samples", "--seeds", "--known", "--also", "--redo", "--report"):
         assert option in text
     for command in ("generate", "repair", "app"):
         assert command in run("--help").output

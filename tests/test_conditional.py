@@ -108,6 +108,19 @@ def test_an_instrumental_beside_the_album_gives_the_missing_stem_away(separator,
     np.testing.assert_allclose(drawn["piano"], stems["piano"], atol=1e-5)
 
 
+def test_two_stereo_mixes_at_another_rate(separator, stems):
+    from mgdm_audio import audio
+
+    wide = {n: audio.resample(x, RATE, 44100) for n, x in stems.items()}
+    pan = {"bass": (1, 1), "drums": (1.4, 0.6), "guitar": (0.5, 1.5), "piano": (1, 1)}
+    song = {n: np.outer(pan[n], x).astype(np.float32) for n, x in wide.items()}
+    mixes, gains = [total(song), total(song) - song["guitar"]], [[1, 1, 1, 1], [1, 1, 0, 1]]
+    (drawn,) = separate_pair(separator, mixes, gains, 44100, [0]).draws
+    np.testing.assert_allclose(total(drawn), mixes[0], atol=1e-5)
+    assert si_sdr(drawn["guitar"].mean(0), wide["guitar"]) > 30
+    assert drawn["bass"].shape == mixes[0].shape
+
+
 def test_accompaniment(separator, stems):
     bass = {"bass": stems["bass"]}
     result = generate(separator, bass, None, RATE, [3, 4], wanted=["drums"], silent=["piano"])
