@@ -36,10 +36,12 @@ from recipes.corpus.synth import RENDER_RATE, soundfont
 # last voices of one rendering sound on into the start of the next from the same soundfont, and its
 # loudness was up to 0.3 dB off; notes, patches and effects of a song are those of version 2.
 # Version 3 added sample sets, shifts and wider effects. Version 4 added sources to the training
-# split (Gravis patches, a Telecaster, computed instruments), version 5 drum parts played by people;
-# valid and test are those of version 3.
-CORPUS_VERSION = 5
+# split (Gravis patches, a Telecaster, computed instruments), version 5 drum parts played by people.
+# Version 6 takes out what lies below 20 Hz: some sample sets have a constant offset under every
+# note, up to the level of the note itself.
+CORPUS_VERSION = 6
 RATE = 22050
+LOWEST = signal.butter(2, 20.0, "highpass", fs=RENDER_RATE, output="sos")  # of any stem
 SILENT = 10 ** (-60 / 20)  # a frame of 0.1 s below this RMS is silent
 
 
@@ -86,7 +88,8 @@ def perform(layer: Layer, samples: int, rng: np.random.Generator) -> Audio:
         sound = render_sfz(patch.path, notes, size, layer.cents, controls, patch.gain)
     if ratio != 1:
         sound = soxr.resample(sound, RENDER_RATE * ratio, RENDER_RATE)
-    return np.pad(sound, (0, max(0, samples - len(sound))))[:samples].astype(np.float32)
+    sound = np.pad(sound, (0, max(0, samples - len(sound))))[:samples]
+    return signal.sosfilt(LOWEST, sound).astype(np.float32)
 
 
 def describe(layer: Layer, effects: list[str]) -> str:
@@ -112,6 +115,7 @@ def render_stem(song: Song, stem: str, rng: np.random.Generator) -> tuple[Audio,
         level = loudness(sound, RENDER_RATE) - (float(rng.normal(-2, 2)) if number else 0.0)
         out += sound * np.float32(10 ** ((-23 - level) / 20))
         told.append(describe(layer, effects))
+    out = signal.sosfilt(LOWEST, out).astype(np.float32)  # an amplifier may add an offset again
     return signal.resample_poly(out, 1, 2, window=("kaiser", 9.0)).astype(np.float32), told
 
 
