@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from mgdm_audio import __version__
+from mgdm_audio.cli_catalogue import separate_catalogue
 from mgdm_audio.cli_posterior import app, generate, repair
 from mgdm_audio.cli_separate import separate
 from mgdm_audio.terminal import Progress, printable
@@ -29,6 +30,7 @@ def cli() -> None:
 
 
 cli.add_command(separate)
+cli.add_command(separate_catalogue)
 cli.add_command(generate)
 cli.add_command(repair)
 cli.add_command(app)

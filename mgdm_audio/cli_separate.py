@@ -225,11 +225,10 @@ def separate(**options: Any) -> None:
     """
     added = Added(**{name: options.pop(name) for name in Added.__dataclass_fields__})
     request = Request(**options)
-    _check(request)
+    check_options(request)
     if added.any:
         sys.exit(run_added(request, added))
-    if request.quality is None and not request.other and not _named("model", *DECIDED):
-        request = replace(request, quality="default")
+    request = with_quality(request)
     names = output_names(request)
     inputs, errors = find_inputs(request.files, request.output)
     tasks = plan(request, names, inputs)
@@ -247,7 +246,14 @@ def _named(*options: str) -> list[str]:
     return [name for name in options if source(name) is click.core.ParameterSource.COMMANDLINE]
 
 
-def _check(request: Request) -> None:
+def with_quality(request: Request) -> Request:
+    """The request, of default quality where the command line decides nothing of it."""
+    if request.quality is None and not request.other and not _named("model", *DECIDED):
+        return replace(request, quality="default")
+    return request
+
+
+def check_options(request: Request) -> None:
     """Refuses options that exclude each other."""
     if request.overwrite + request.skip_existing + request.resume > 1:
         raise click.UsageError("--overwrite, --skip-existing and --resume exclude each other")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["run"]
+__all__ = ["run", "separator_options"]
 
 import os
 import sys
@@ -78,32 +78,43 @@ def _state(request: Request, task: Task) -> str | None:
     return None
 
 
-def _separator(request: Request) -> Separator:
-    from mgdm_audio.separate import OVERLAP, WINDOW, Separator
+def separator_options(request: Request) -> dict[str, Any]:
+    """Arguments of :class:`mgdm_audio.Separator` that a request stands for.
+
+    Raises:
+        ValueError: if there is no such model.
+    """
+    from mgdm_audio.separate import OVERLAP, WINDOW
     from mgdm_audio.song import MULTIPLE
 
+    sizes: dict[str, Any] = {}
+    if request.window is not None or request.overlap is not None:
+        rate = hub.read_config(hub.find(request.model_name())).sample_rate
+        window, overlap = WINDOW, OVERLAP
+        if request.window is not None:
+            window = max(1, round(request.window * rate / MULTIPLE)) * MULTIPLE
+            overlap = min(OVERLAP, window // 8)
+        if request.overlap is not None:
+            overlap = round(request.overlap * rate)
+        sizes = {"window": window, "overlap": overlap}
+    return {
+        "model": request.model,
+        "device": request.device,
+        "precision": request.precision,
+        "seams": request.seams,
+        "residual": request.residual,
+        "other": request.other_level if request.other else None,
+        "batch": request.batch,
+        **request.settings(),
+        **sizes,
+    }
+
+
+def _separator(request: Request) -> Separator:
+    from mgdm_audio.separate import Separator
+
     try:
-        sizes: dict[str, Any] = {}
-        if request.window is not None or request.overlap is not None:
-            rate = hub.read_config(hub.find(request.model_name())).sample_rate
-            window, overlap = WINDOW, OVERLAP
-            if request.window is not None:
-                window = max(1, round(request.window * rate / MULTIPLE)) * MULTIPLE
-                overlap = min(OVERLAP, window // 8)
-            if request.overlap is not None:
-                overlap = round(request.overlap * rate)
-            sizes = {"window": window, "overlap": overlap}
-        return Separator(
-            request.model,
-            device=request.device,
-            precision=request.precision,
-            seams=request.seams,
-            residual=request.residual,
-            other=request.other_level if request.other else None,
-            batch=request.batch,
-            **request.settings(),
-            **sizes,
-        )
+        return Separator(**separator_options(request))
     except (ValueError, OSError) as error:
         raise click.ClickException(printable(error)) from error
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Progress", "duration", "error_line", "printable", "size"]
+__all__ = ["Line", "Progress", "duration", "error_line", "printable", "size"]
 
 import shutil
 import sys
@@ -10,6 +10,33 @@ import time
 from pathlib import Path
 
 import click
+
+
+class Line:
+    """A line on stderr for what grows; redrawn on a terminal, at every tenth elsewhere."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self.live = sys.stderr.isatty()
+        self._tenth = self._drawn = 0.0
+
+    def __call__(self, text: str, percent: int) -> None:
+        """Shows a text if it is time to."""
+        if self.quiet:
+            return
+        if self.live and (time.monotonic() - self._drawn > 0.1 or percent == 100):
+            width = shutil.get_terminal_size().columns - 1
+            click.echo("\r" + text[:width].ljust(width), nl=False, err=True)
+            self._drawn = time.monotonic()
+        elif not self.live and percent // 10 > self._tenth:
+            self._tenth = percent // 10
+            click.echo(text, err=True)
+
+    def close(self) -> None:
+        """Ends the line; what follows is below it."""
+        if self.live and self._drawn:
+            click.echo(err=True)
+            self._drawn = 0.0
 
 
 class Progress:

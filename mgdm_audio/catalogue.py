@@ -1,0 +1,345 @@
+"""Catalogues of any size: what is to do, doing it with an engine, and what became of it.
+
+A run is a folder of its own below the output, named for the fingerprint of its settings, with the
+stems, the manifest (:mod:`mgdm_audio.manifest`) and ``settings.json``: songs that were separated
+differently never lie together. A second call does what is missing or has failed.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Catalogue", "Files", "Summary", "plan", "run"]
+
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mgdm_audio.cost import QUALITIES
+from mgdm_audio.engine import Engine, Failed, run_all
+from mgdm_audio.manifest import OK, Manifest, Record
+from mgdm_audio.places import Place, join
+from mgdm_audio.songrun import (
+    MANIFEST,
+    STEMS_FOLDER,
+    Run,
+    Unit,
+    failed_record,
+    fetch,
+    fingerprint,
+    outputs_of,
+    stamp_of,
+)
+from mgdm_audio.songs import CatalogueSong
+from mgdm_audio.songwork import Separate
+
+if TYPE_CHECKING:
+    from mgdm_audio.separate import Separator
+
+SETTINGS = "settings.json"
+FIXED = ("device", "batch", "residual", "other")
+"""Arguments of a separator that a single song cannot change."""
+
+_ASKING = 16  # files whose state is asked for at the same time
+
+
+@dataclass(frozen=True)
+class Files:
+    """What is written of each song.
+
+    Arguments:
+        names: files of each song: stems, or stems joined by ``+``.
+        seed: of songs that have none of their own.
+        start, duration: what is separated of each recording, in seconds; None is to its end.
+        container, bits: see :class:`mgdm_audio.files.Options`.
+    """
+
+    names: tuple[str, ...]
+    seed: int = 0
+    start: float = 0.0
+    duration: float | None = None
+    container: str = "wav"
+    bits: str | None = None
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What is to do.
+
+    Attributes:
+        units: songs that go to a worker together.
+        runs: folders of the runs, of what is done as well.
+        done: songs that are there.
+    """
+
+    units: tuple[Unit, ...]
+    runs: tuple[Run, ...]
+    done: int
+
+    @property
+    def songs(self) -> int:
+        """Songs that are to do."""
+        return sum(len(unit.songs) for unit in self.units)
+
+
+@dataclass
+class Summary:
+    """What became of the songs so far.
+
+    Attributes:
+        done: songs separated.
+        failed: songs without stems.
+        audio_seconds: length of what was separated.
+        work_seconds: that it took, of all workers together.
+    """
+
+    done: int = 0
+    failed: int = 0
+    audio_seconds: float = 0.0
+    work_seconds: float = 0.0
+
+    def count(self, record: Record) -> None:
+        """Counts a song."""
+        self.done += record.status == OK
+        self.failed += record.status != OK
+        self.audio_seconds += record.audio_seconds
+        self.work_seconds += record.seconds
+
+
+def plan(
+    songs: Sequence[CatalogueSong],
+    output: str,
+    options: Mapping[str, Any],
+    files: Files,
+    group: int = 1,
+    build: Callable[..., Separator] | None = None,
+) -> Catalogue:
+    """What is to do for songs.
+
+    Arguments:
+        songs: see :func:`mgdm_audio.songs.find_songs`.
+        output: folder of the runs.
+        options: arguments of :class:`mgdm_audio.Separator`, without device and batch. The
+            precision has to be a definite one: machines that differ must not choose for themselves.
+        files: what is written of each song.
+        group: songs that go to a worker together, whose windows fill its batches.
+        build: makes a separator.
+
+    Raises:
+        ValueError: for settings that a separator refuses, and songs that ask for what cannot be.
+        OSError: if the output cannot be read or written.
+    """
+    output = Place(output).url
+    kinds: dict[str, list[CatalogueSong]] = {}
+    for song in songs:
+        kinds.setdefault(json.dumps(dict(song.settings), sort_keys=True), []).append(song)
+    units: list[Unit] = []
+    runs: list[Run] = []
+    done = 0
+    for members in kinds.values():
+        run = _run(output, _changed(options, members[0]), files, build)
+        if run in runs:
+            raise ValueError(
+                f"{members[0].path}: its settings {dict(members[0].settings)} come to those of "
+                "other songs; write them in one way, or leave them out"
+            )
+        for song in members:
+            _check_known(song, run, options)
+        runs.append(run)
+        _begin(run, members)
+        missing = _missing(run, members)
+        done += len(members) - len(missing)
+        units += [Unit(run, tuple(missing[i : i + group])) for i in range(0, len(missing), group)]
+    return Catalogue(tuple(units), tuple(runs), done)
+
+
+def run(
+    engine: Engine,
+    make: Separate,
+    catalogue: Catalogue,
+    callback: Callable[[Record], None] = lambda record: None,
+) -> Summary:
+    """Separates what is to do; errors of songs are in the manifests.
+
+    Arguments:
+        engine: where.
+        make: how.
+        catalogue: what.
+        callback: told what became of each song; raising in it stops, and what is done stays.
+
+    Raises:
+        EngineError: if workers die whatever they are given.
+        OSError: if a manifest cannot be read or written.
+    """
+    summary = Summary()
+    units = catalogue.units
+    found = _Found(catalogue.runs)
+    try:
+        for number, outcome in run_all(engine, make, units, found=found):
+            if isinstance(outcome, Failed):
+                records = found.lost(units[number], outcome)
+            else:
+                records = outcome
+            for record in records:
+                summary.count(record)
+                callback(record)
+    finally:
+        for each in catalogue.runs:
+            Manifest(join(each.url, MANIFEST)).compact()
+            with suppress(OSError):  # others are at work there, or it is not on this machine
+                make.folder(each).rmdir()
+    return summary
+
+
+def _changed(options: Mapping[str, Any], song: CatalogueSong) -> dict[str, Any]:
+    """The options of a run with what a song says instead."""
+    own = dict(song.settings)
+    if fixed := [name for name in own if name in FIXED]:
+        raise ValueError(f"{song.path}: '{fixed[0]}' is the same for all songs of a catalogue")
+    if (quality := own.pop("quality", None)) is not None:
+        if quality not in QUALITIES:
+            raise ValueError(
+                f"{song.path}: unknown quality '{quality}'; there are {', '.join(QUALITIES)}"
+            )
+        own = {**QUALITIES[quality], **own}
+    # A method stands for all that goes with it: a warm start belongs to the one that is replaced.
+    decided = next(iter(QUALITIES.values())) if "method" in own else {}
+    kept = {name: value for name, value in options.items() if name not in decided}
+    return {**kept, **own}
+
+
+def _run(
+    output: str,
+    options: Mapping[str, Any],
+    files: Files,
+    build: Callable[..., Separator] | None,
+) -> Run:
+    if build is None:
+        from mgdm_audio.separate import Separator
+
+        build = Separator
+    try:
+        separator = build(device="cpu", **options)
+    except TypeError as error:
+        raise ValueError(f"settings {dict(options)}: {error}") from error
+    describes = json.loads(json.dumps(separator.describe()))
+    written = {
+        "files": files.names, "seed": files.seed, "start": files.start,
+        "duration": files.duration, "container": files.container, "bits": files.bits,
+    }  # fmt: skip
+    if unknown := {part for name in files.names for part in name.split("+")} - {*separator.names}:
+        raise ValueError(
+            f"there is no stem '{sorted(unknown)[0]}'; there are {', '.join(separator.names)}"
+        )
+    mark = fingerprint({"separator": describes, **written})
+    return Run(
+        join(output, f"run-{mark[:12]}"), mark, dict(options), describes, files.names, files.seed,
+        files.start, files.duration, files.container, files.bits,
+    )  # fmt: skip
+
+
+def _check_known(song: CatalogueSong, run: Run, options: Mapping[str, Any]) -> None:
+    if not song.known:
+        return
+    other = options.get("residual") or options.get("other") is not None
+    if other or run.start or run.duration is not None:
+        raise ValueError(
+            f"{song.path}: songs with known stems are separated whole and into the prior's stems; "
+            "leave out start, duration, residual and other"
+        )
+
+
+def _begin(run: Run, songs: Iterable[CatalogueSong]) -> None:
+    """Writes what the run is, if it is a new one."""
+    place = Place(run.url)
+    described = {
+        "fingerprint": run.fingerprint,
+        "separator": run.describes,
+        "files": list(run.names),
+        "seed": run.seed,
+        "start": run.start,
+        "duration": run.duration,
+        "container": run.container,
+        "bits": run.bits,
+    }
+    try:
+        earlier = json.loads(place.read(SETTINGS))
+    except FileNotFoundError:
+        place.write((json.dumps(described, indent=2) + "\n").encode(), SETTINGS)
+        return
+    if earlier != described:
+        raise ValueError(
+            f"{join(run.url, SETTINGS)} is not what its folder is named for; was it changed? "
+            "Move the folder away, or choose another output"
+        )
+
+
+def _missing(run: Run, songs: Sequence[CatalogueSong]) -> list[CatalogueSong]:
+    """Those of the songs that have no stems yet, or stems of something else."""
+    records = Manifest(join(run.url, MANIFEST)).read()
+    place = Place(run.url)
+    there = {path: stamp[0] for path, stamp in place.files(STEMS_FOLDER).items()}
+
+    def is_done(song: CatalogueSong) -> bool:
+        record = records.get(song.name)
+        if record is None or record.status != OK or record.seed != run.seed_of(song):
+            return False
+        if list(record.outputs) != outputs_of(run, song):
+            return False
+        sizes = [there.get(place.path(output)) for output in record.outputs]
+        return sizes == list(record.sizes) and _is_unchanged(song, record)
+
+    with ThreadPoolExecutor(_ASKING) as pool:
+        return [
+            song for song, done in zip(songs, pool.map(is_done, songs), strict=True) if not done
+        ]
+
+
+def _is_unchanged(song: CatalogueSong, record: Record) -> bool:
+    """Whether a song is what it was; its files are read only if they look changed."""
+    try:
+        if stamp_of(song) == (record.input_bytes, record.input_stamp):
+            return True
+        with tempfile.TemporaryDirectory() as folder:
+            read = fetch(song, Path(folder))
+            return (read.sha256, read.known_sha256) == (record.input_sha256, record.known_sha256)
+    except OSError:
+        return False  # the worker will say why
+
+
+class _Found:
+    """Records that workers kept but did not live to tell."""
+
+    def __init__(self, runs: Iterable[Run]) -> None:
+        self._manifests = {run.fingerprint: Manifest(join(run.url, MANIFEST)) for run in runs}
+        self._before = {mark: manifest.read() for mark, manifest in self._manifests.items()}
+
+    def __call__(self, units: Sequence[Unit]) -> Iterator[tuple[int, list[Record]]]:
+        """See `found` of :func:`mgdm_audio.engine.run_all`."""
+        after = {mark: manifest.read() for mark, manifest in self._manifests.items()}
+        for position, unit in enumerate(units):
+            fresh = self._fresh(unit, after[unit.run.fingerprint])
+            if len(fresh) == len(unit.songs):
+                yield position, fresh
+
+    def lost(self, unit: Unit, failed: Failed) -> list[Record]:
+        """Records of the songs of a unit that gave none, all in the manifest then."""
+        manifest = self._manifests[unit.run.fingerprint]
+        fresh = self._fresh(unit, manifest.read())
+        known = {record.name for record in fresh}
+        added = [
+            failed_record(unit.run, song, failed.reason, worker="", threads=0)
+            for song in unit.songs
+            if song.name not in known
+        ]
+        if added:
+            manifest.add(added)
+        return fresh + added
+
+    def _fresh(self, unit: Unit, after: Mapping[str, Record]) -> list[Record]:
+        before = self._before[unit.run.fingerprint]
+        records = [after.get(song.name) for song in unit.songs]
+        return [r for r in records if r is not None and r != before.get(r.name)]
