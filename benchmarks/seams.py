@@ -27,7 +27,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from mgdm_audio import Separator
 from mgdm_audio.metrics import level_db, si_sdr, si_sdr_improvement
-from mgdm_audio.song import SEAMS, ArraySource, Song
+from mgdm_audio.recording import ArraySource
+from mgdm_audio.song import SEAMS, Song
 from mgdm_audio.store import MemoryStore
 
 RATE = 22050

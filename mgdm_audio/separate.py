@@ -35,8 +35,9 @@ from mgdm_audio.models import Models
 from mgdm_audio.operators import Mask, Mixture, PointwiseOperator, Stack
 from mgdm_audio.other import NAME, WithOther
 from mgdm_audio.precision import choose_precision
+from mgdm_audio.recording import ArraySource
 from mgdm_audio.samplers.base import Problem, Sampler
-from mgdm_audio.song import ArraySource, Callback, Job, Settings, Song
+from mgdm_audio.song import Callback, Job, Settings, Song
 from mgdm_audio.store import MemoryStore
 
 Source = str | os.PathLike[str] | NDArray[Any] | Tensor

@@ -1,7 +1,7 @@
 r"""One recording on its way to its stems, a piece at a time.
 
-A recording is read three times, never whole. :meth:`Song.scan` brings it to the mean of its
-channels and the prior's rate, and measures its level. The windows of that mono mix are jobs for a
+A recording is read three times, never whole. :meth:`Song.scan` makes of it what the prior hears
+(:mod:`mgdm_audio.recording`). The windows of that mono mix are jobs for a
 sampler (:meth:`Song.ready`, :meth:`Song.finish`). :meth:`Song.output` joins them, makes them add up
 to the mix, brings them back to the recording's rate and divides the channels among them.
 
@@ -15,26 +15,23 @@ How neighbouring windows are made to agree is one of `SEAMS`:
 
 from __future__ import annotations
 
-__all__ = ["SEAMS", "ArraySource", "Job", "Settings", "Song", "Source"]
+__all__ = ["SEAMS", "Job", "Settings", "Song"]
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from mgdm_audio import audio
 from mgdm_audio.consistency import consistent, make_consistent
 from mgdm_audio.other import Spectrum
+from mgdm_audio.recording import Heard, Source
 from mgdm_audio.spread import spread
 from mgdm_audio.store import Store
-from mgdm_audio.stream import Spool, with_context
+from mgdm_audio.stream import with_context
 from mgdm_audio.windows import WindowPlan, window_seed
 
 SEAMS = ("condition", "fade")
@@ -44,54 +41,6 @@ MULTIPLE = 2048
 
 Callback = Callable[[int, int], None]
 """Told (done, total) in planned network calls; raising in it cancels."""
-
-
-class Source(Protocol):
-    """A recording that can be read as often as wanted: `ArraySource` or `audio.AudioFile`."""
-
-    @property
-    def sample_rate(self) -> int:
-        """In hertz."""
-        ...
-
-    @property
-    def channels(self) -> int:
-        """Number of channels C."""
-        ...
-
-    @property
-    def subtype(self) -> str:
-        """Sample format of the file, empty for an array."""
-        ...
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What a user should know, after the blocks were read once."""
-        ...
-
-    def blocks(self) -> Iterator[NDArray[np.floating]]:
-        """The samples in blocks of shape (C, n)."""
-        ...
-
-
-@dataclass(frozen=True)
-class ArraySource:
-    """Samples in memory, (C, T), float32 or float64."""
-
-    samples: NDArray[np.floating]
-    sample_rate: int
-    subtype: str = ""
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def channels(self) -> int:
-        """See `Source`."""
-        return self.samples.shape[0]
-
-    def blocks(self) -> Iterator[NDArray[np.floating]]:
-        """See `Source`."""
-        for start in range(0, self.samples.shape[1], audio.BLOCK):
-            yield self.samples[:, start : start + audio.BLOCK]
 
 
 @dataclass(frozen=True)
@@ -169,8 +118,7 @@ class Song:
         folder: for temporary files that keep memory flat; None keeps everything in memory.
 
     Attributes:
-        frames: samples T of the recording (after `scan`).
-        digest: checksum of what the prior hears (after `scan`).
+        heard: what the prior hears of the recording.
         spectrum: of the mix at the prior's level, if there is an other stem (after `scan`).
         calls, vjps: what was asked of the network so far.
         residual_db: what the sampler's stems leave of the mix, relative to it (after `output`).
@@ -188,13 +136,10 @@ class Song:
     ) -> None:
         self.source, self.settings, self.seed, self.store = source, settings, seed, store
         self.planned, self.callback = planned, callback
-        self.frames = 0
-        self.digest = ""
+        self.heard = Heard(source, settings.rate, settings.level, folder)
         self.spectrum: Spectrum | None = None
         self.calls = self.vjps = 0
         self.residual_db = -math.inf
-        self._mix = Spool(1, folder)
-        self._power = self._heard = self._gain = 0.0
         self._done = 0
 
     def scan(self) -> None:
@@ -203,47 +148,33 @@ class Song:
         Raises:
             AudioError: if it cannot be read.
         """
-        rate = self.settings.rate
-        digest = hashlib.sha256()
-        active = _ActiveLevel(max(1, rate // 10))
-
-        def mono() -> Iterator[NDArray[np.floating]]:
-            for block in self.source.blocks():
-                channels = torch.from_numpy(block)
-                mean = channels.mean(0)
-                self._power += float(channels.double().square().sum())
-                self._heard += float(mean.double().square().sum())
-                self.frames += block.shape[1]
-                yield mean.float()[None].numpy()
-
-        for piece in audio.resampled(mono(), self.source.sample_rate, rate):
-            mix = torch.from_numpy(piece)
-            self._mix.append(mix)
-            digest.update(piece.tobytes())
-            active.add(mix[0])
-        self._power /= self.frames * self.source.channels
-        self._heard /= self.frames
-        self.digest = digest.hexdigest()
-        self._gain = self.settings.level / max(active.level(), 1e-20)
-        self.plan = WindowPlan(
-            self._mix.length, self.settings.window, self.settings.overlap, MULTIPLE
-        )
+        settings = self.settings
+        self.heard.scan()
+        self.plan = WindowPlan(self.heard.length, settings.window, settings.overlap, MULTIPLE)
         self._sounding = [i for i in range(len(self.plan.starts)) if bool(self._window(i).any())]
         self._heard_windows = set(self._sounding)
-        if self.settings.other is not None:
-            pieces = self._mix.pieces(1 << 16)
-            self.spectrum = Spectrum(piece[0] * self._gain for piece in pieces)
+        if settings.other is not None:
+            self.spectrum = Spectrum(piece[0] for piece in self.heard.pieces(1 << 16))
+
+    @property
+    def frames(self) -> int:
+        """Samples T of the recording (after `scan`)."""
+        return self.heard.frames
+
+    @property
+    def digest(self) -> str:
+        """Checksum of what the prior hears (after `scan`)."""
+        return self.heard.digest
 
     @property
     def silent(self) -> bool:
         """Whether every sample is zero."""
-        return self._power == 0
+        return self.heard.power == 0
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a user should know about the recording, in sentences."""
-        # The mean of the channels, which the prior hears, is 60 dB below them.
-        if self._heard >= 1e-6 * self._power:
+        if not self.heard.cancels:
             return self.source.warnings
         return (
             *self.source.warnings,
@@ -340,14 +271,14 @@ class Song:
         settings, source = self.settings, self.source
         count = settings.stems + settings.residual
         if self.silent:
-            for channels in self._channels():
+            for channels in self.heard.channels():
                 yield channels.new_zeros(count, *channels.shape), channels
             return
         stems = self._mono_stems()
         if source.sample_rate == settings.rate and source.channels == 1:
             pairs = zip(
                 with_context(stems, self.frames, audio.BLOCK),
-                with_context(self._channels(), self.frames, audio.BLOCK),
+                with_context(self.heard.channels(), self.frames, audio.BLOCK),
                 strict=True,
             )
             spreaded: Iterator[tuple[Tensor, Tensor]] = (
@@ -359,12 +290,12 @@ class Song:
             )
             both = zip(
                 with_context(map(torch.from_numpy, wide), self.frames, audio.BLOCK),
-                with_context(self._channels(), self.frames, audio.BLOCK),
+                with_context(self.heard.channels(), self.frames, audio.BLOCK),
                 strict=True,
             )
             spreaded = spread(
                 (torch.cat([stem.to(channels), channels]) for stem, channels in both),
-                count, self.frames, self._power, source.sample_rate, settings.rate,
+                count, self.frames, self.heard.power, source.sample_rate, settings.rate,
             )  # fmt: skip
         for parts, channels in spreaded:
             # What rounding left over, shared alike; the sum is then exact to the last bits.
@@ -375,11 +306,11 @@ class Song:
 
     def close(self) -> None:
         """Gives memory and temporary files back."""
-        self._mix.close()
+        self.heard.close()
 
     def _mono_stems(self) -> Iterator[Tensor]:
         """The stems of the mono mix at the prior's rate and the recording's level, (K, n)."""
-        length, settings = self._mix.length, self.settings
+        heard, settings = self.heard, self.settings
         rest = whole = 0.0
 
         def joined() -> Iterator[Tensor]:
@@ -391,7 +322,7 @@ class Song:
             )
             done = 0
             for piece in self.plan.pieces(windows):
-                mix = self._mix.read(done, done + piece.shape[-1]) * self._gain
+                mix = heard.read(done, done + piece.shape[-1])
                 left = mix - piece.sum(0)
                 rest += float(left.double().square().sum())
                 whole += float(mix.double().square().sum())
@@ -399,31 +330,11 @@ class Song:
                 yield torch.cat([piece, left if settings.residual else mix])
 
         if settings.residual:
-            yield from (piece / self._gain for piece in joined())
+            parts = joined()
         else:
-            mean = self._mean_square()
-            yield from (piece / self._gain for piece in consistent(joined(), length, mean))
+            parts = consistent(joined(), heard.length, heard.mean_square())
+        yield from (part / heard.gain for part in parts)
         self.residual_db = 10 * math.log10(rest / whole) if rest > 0 else -math.inf
-
-    def _mean_square(self) -> float:
-        """Mean square of the mono mix at the prior's level."""
-        total = sum(
-            float((piece * self._gain).double().square().sum())
-            for piece in self._mix.pieces(audio.BLOCK)
-        )
-        return total / self._mix.length
-
-    def _channels(self) -> Iterator[Tensor]:
-        """The recording's channels (C, n), which must be what they were when they were scanned."""
-        seen = 0
-        for block in self.source.blocks():
-            seen += block.shape[1]
-            yield torch.from_numpy(block)
-        if seen != self.frames:
-            raise audio.AudioError(
-                f"the recording had {self.frames} frames and now has {seen}; it changed while it "
-                "was separated"
-            )
 
     def _job(self, index: int, sample: int) -> Job:
         known = self._get(_known(index, sample)) if self._follows(index) else None
@@ -434,7 +345,7 @@ class Song:
     def _window(self, index: int) -> Tensor:
         """The mix of a window at the prior's level, (size,)."""
         start, stop = self.plan.span(index)
-        mix = self._mix.read(start, stop)[0] * self._gain
+        mix = self.heard.read(start, stop)[0]
         return torch.nn.functional.pad(mix, (0, self.plan.size - len(mix)))
 
     def _follows(self, index: int) -> bool:
@@ -454,27 +365,6 @@ class Song:
         if value is None:
             raise OSError(f"the finished window {name} is damaged; run again with --resume")
         return value
-
-
-class _ActiveLevel:
-    """Root mean square of a mix over the blocks within 60 dB of the loudest."""
-
-    def __init__(self, block: int) -> None:
-        self.block = block
-        self._left = torch.zeros(0)
-        self._powers: list[Tensor] = []
-
-    def add(self, mix: Tensor) -> None:
-        mix = torch.cat([self._left, mix])
-        whole = len(mix) // self.block * self.block
-        self._powers.append(mix[:whole].double().unflatten(0, (-1, self.block)).square().mean(-1))
-        self._left = mix[whole:].clone()
-
-    def level(self) -> float:
-        if len(self._left):
-            self.add(torch.zeros(self.block - len(self._left)))
-        power = torch.cat(self._powers)
-        return float(power[power >= power.max() * 1e-6].mean().sqrt())
 
 
 def _window(index: int) -> str:

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from mgdm_audio import batch
-from mgdm_audio.song import ArraySource, Settings, Song
+from mgdm_audio.recording import ArraySource
+from mgdm_audio.song import Settings, Song
 from mgdm_audio.store import MemoryStore
 
 SETTINGS = {"stems": 2, "rate": 8000, "level": 0.1, "window": 4096, "overlap": 1024}

@@ -1,0 +1,190 @@
+"""A recording, and what the prior hears of it: one channel at the prior's rate and level.
+
+The recording is read as often as it is wanted and is never whole in memory. What is heard of it is
+kept at the prior's rate, in memory or in a temporary file, and is read at will.
+"""
+
+from __future__ import annotations
+
+__all__ = ["ArraySource", "Heard", "Source"]
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mgdm_audio import audio
+from mgdm_audio.stream import Spool
+
+
+class Source(Protocol):
+    """A recording that can be read as often as wanted: `ArraySource` or `audio.AudioFile`."""
+
+    @property
+    def sample_rate(self) -> int:
+        """In hertz."""
+        ...
+
+    @property
+    def channels(self) -> int:
+        """Number of channels C."""
+        ...
+
+    @property
+    def subtype(self) -> str:
+        """Sample format of the file, empty for an array."""
+        ...
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user should know, after the blocks were read once."""
+        ...
+
+    def blocks(self) -> Iterator[NDArray[np.floating]]:
+        """The samples in blocks of shape (C, n)."""
+        ...
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """Samples in memory, (C, T), float32 or float64."""
+
+    samples: NDArray[np.floating]
+    sample_rate: int
+    subtype: str = ""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def channels(self) -> int:
+        """See `Source`."""
+        return self.samples.shape[0]
+
+    def blocks(self) -> Iterator[NDArray[np.floating]]:
+        """See `Source`."""
+        for start in range(0, self.samples.shape[1], audio.BLOCK):
+            yield self.samples[:, start : start + audio.BLOCK]
+
+
+class Heard:
+    """The mean of the channels of a recording at the prior's rate and at its level of mixtures.
+
+    Arguments:
+        source: the recording.
+        rate: the prior's sample rate in hertz.
+        level: the level of the mixtures that the prior was trained on.
+        folder: for a temporary file that keeps memory flat; None keeps the mix in memory.
+
+    Attributes:
+        frames: samples T of the recording (after `scan`).
+        digest: checksum of the mix at the recording's level (after `scan`).
+        power: mean square of the channels (after `scan`).
+        gain: from the recording's level to the prior's (after `scan`).
+    """
+
+    def __init__(self, source: Source, rate: int, level: float, folder: Path | None = None) -> None:
+        self.source, self.rate, self.level = source, rate, level
+        self.frames = 0
+        self.digest = ""
+        self.power = 0.0
+        self.gain = 0.0
+        self._mean_power = 0.0
+        self._mix = Spool(1, folder)
+
+    def scan(self) -> None:
+        """Reads the recording once.
+
+        Raises:
+            AudioError: if it cannot be read.
+        """
+        digest = hashlib.sha256()
+        active = _ActiveLevel(max(1, self.rate // 10))
+
+        def mono() -> Iterator[NDArray[np.floating]]:
+            for block in self.source.blocks():
+                channels = torch.from_numpy(block)
+                mean = channels.mean(0)
+                self.power += float(channels.double().square().sum())
+                self._mean_power += float(mean.double().square().sum())
+                self.frames += block.shape[1]
+                yield mean.float()[None].numpy()
+
+        for piece in audio.resampled(mono(), self.source.sample_rate, self.rate):
+            mix = torch.from_numpy(piece)
+            self._mix.append(mix)
+            digest.update(piece.tobytes())
+            active.add(mix[0])
+        self.power /= self.frames * self.source.channels
+        self._mean_power /= self.frames
+        self.digest = digest.hexdigest()
+        self.gain = self.level / max(active.level(), 1e-20)
+
+    @property
+    def length(self) -> int:
+        """Samples of the mix."""
+        return self._mix.length
+
+    @property
+    def cancels(self) -> bool:
+        """Whether the mean of the channels is 60 dB below them: there is nothing to hear."""
+        return self._mean_power < 1e-6 * self.power
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """The mix from start to stop at the prior's level, (1, stop - start)."""
+        return self._mix.read(start, stop) * self.gain
+
+    def pieces(self, size: int) -> Iterator[Tensor]:
+        """The whole mix at the prior's level in pieces of a size, (1, n)."""
+        for piece in self._mix.pieces(size):
+            yield piece * self.gain
+
+    def mean_square(self) -> float:
+        """Of the mix at the prior's level."""
+        pieces = self.pieces(audio.BLOCK)
+        return sum(float(piece.double().square().sum()) for piece in pieces) / self.length
+
+    def channels(self) -> Iterator[Tensor]:
+        """The recording's channels (C, n), which must be what they were when they were scanned.
+
+        Raises:
+            AudioError: if there are more or fewer of them.
+        """
+        seen = 0
+        for block in self.source.blocks():
+            seen += block.shape[1]
+            yield torch.from_numpy(block)
+        if seen != self.frames:
+            raise audio.AudioError(
+                f"the recording had {self.frames} frames and now has {seen}; it changed while it "
+                "was separated"
+            )
+
+    def close(self) -> None:
+        """Gives memory or the temporary file back."""
+        self._mix.close()
+
+
+class _ActiveLevel:
+    """Root mean square of a mix over the blocks within 60 dB of the loudest."""
+
+    def __init__(self, block: int) -> None:
+        self.block = block
+        self._left = torch.zeros(0)
+        self._powers: list[Tensor] = []
+
+    def add(self, mix: Tensor) -> None:
+        mix = torch.cat([self._left, mix])
+        whole = len(mix) // self.block * self.block
+        self._powers.append(mix[:whole].double().unflatten(0, (-1, self.block)).square().mean(-1))
+        self._left = mix[whole:].clone()
+
+    def level(self) -> float:
+        if len(self._left):
+            self.add(torch.zeros(self.block - len(self._left)))
+        power = torch.cat(self._powers)
+        return float(power[power >= power.max() * 1e-6].mean().sqrt())
