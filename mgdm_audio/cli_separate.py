@@ -175,7 +175,7 @@ def _options(command: Any) -> Any:
             click.option("--overlap", type=click.FloatRange(0), metavar="SECONDS",
                          help="What windows share, at most half of one."),
             click.option("--batch", type=click.IntRange(1), metavar="N",
-                         help="Windows at a time. By default 1 on a CPU and 8 on a GPU."),
+                         help="Windows at a time on a GPU, by default 8; a CPU takes one."),
             click.option("--device", default="auto", show_default=True,
                          help="auto, cpu, cuda or cuda:N."),
             click.option("--precision",

@@ -24,13 +24,16 @@ __all__ = [
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from mgdm_audio.draws import Draws
 from mgdm_audio.noise import NoiseLevels, broadcast
+
+if TYPE_CHECKING:
+    from mgdm_audio.regress import Regressor
 
 
 class Denoiser(Protocol):
@@ -280,7 +283,7 @@ class CountingDenoiser:
         self.highest_sigma = 0.0
 
     @property
-    def regress(self) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+    def regress(self) -> Regressor | None:
         """The regressor beside the denoiser, counted; None if it has none."""
         inner = getattr(self.denoise, "regress", None)
         if inner is None:

@@ -29,13 +29,14 @@ from torch import Tensor
 
 from mgdm_audio import audio, batch, hub, samplers, write
 from mgdm_audio.cost import QUALITIES
-from mgdm_audio.denoise import CountingDenoiser
+from mgdm_audio.denoise import CountingDenoiser, Denoiser
 from mgdm_audio.draws import SeededDraws
 from mgdm_audio.models import Models
 from mgdm_audio.operators import Mask, Mixture, PointwiseOperator, Stack
 from mgdm_audio.other import NAME, WithOther
 from mgdm_audio.precision import choose_precision
 from mgdm_audio.recording import ArraySource
+from mgdm_audio.regress import Answers, WithRegressor
 from mgdm_audio.samplers.base import Problem, Sampler
 from mgdm_audio.song import Callback, Job, Settings, Song
 from mgdm_audio.store import MemoryStore
@@ -137,7 +138,8 @@ class Separator:
         precision: of the network's layers, see :func:`mgdm_audio.precision.choose_precision`.
         window: samples of a window at the prior's rate.
         overlap: samples that neighbouring windows share, at most half a window.
-        batch: windows that go through the network together; by default 1 on a CPU, 8 on a GPU.
+        batch: windows that are worked on together, by default 1 on a CPU and 8 on a GPU; a CPU
+            takes those of a batch one after another, so that batches make no difference there.
         average: samples that are drawn of every window and averaged, by default 1: a draw from the
             posterior, with the sharpness of the prior; the mean of many is the posterior mean,
             which has the least squared error: averaging N gains 10 log10(2 / (1 + 1/N)) dB where
@@ -202,6 +204,7 @@ class Separator:
         if warm_start is not None and self.models.regressor is not None:
             self._warm["regressor"] = self.models.regressor.name
             self._warm["regressor_sha256"] = self.models.regressor.sha256
+        self._answers = Answers()
         self.dtype = choose_precision(self.device, precision)
         if seams == "condition" and not self.sampler.takes_parts:
             raise ValueError(
@@ -313,6 +316,24 @@ class Separator:
 
     def _draw(self, jobs: list[Job], progress: Callable[[int], None]) -> tuple[Tensor, int, int]:
         """See `batch.Draw`."""
+        if self.device.type != "cpu" or len(jobs) == 1:
+            return self._draw_together(jobs, progress)
+        # On a CPU a batch is no faster than its items, and rounds otherwise than they do.
+        planned, parts, calls, vjps = self.sampler.cost().calls, [], 0, 0
+        for i, job in enumerate(jobs):
+
+            def part_of(done: int, before: int = i * planned) -> None:
+                progress((before + done) // len(jobs))
+
+            part, more_calls, more_vjps = self._draw_together([job], part_of)
+            parts.append(part)
+            calls, vjps = calls + more_calls, vjps + more_vjps
+        return torch.cat(parts), calls, vjps
+
+    def _draw_together(
+        self, jobs: list[Job], progress: Callable[[int], None]
+    ) -> tuple[Tensor, int, int]:
+        """The stems of one batch of the network."""
         shape = (len(jobs), self.song_settings.stems, len(jobs[0].mix))
         operator: PointwiseOperator = Mixture(shape[1])
         y = torch.stack([job.mix for job in jobs])[:, None]
@@ -326,14 +347,17 @@ class Separator:
         asked, spectrum = self.models.asked(), jobs[0].song.spectrum
         if spectrum is not None:
             asked = WithOther(asked, spectrum.at(shape[2], self.song_settings.other or 0.0))
-        denoise = CountingDenoiser(asked)
+        counting = CountingDenoiser(asked)
+        denoise: Denoiser = counting
+        if counting.regress is not None:
+            denoise = WithRegressor(self._answers.of(counting.regress), counting)
         draws = SeededDraws([job.seed for job in jobs], self.device, y.dtype)
         half = self.dtype != torch.float32
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             stems = self.sampler.sample(
                 denoise, Problem(operator, y, 0.0, shape), draws, lambda done, _: progress(done)
             )
-        return stems.cpu(), denoise.calls, denoise.vjps
+        return stems.cpu(), counting.calls, counting.vjps
 
 
 def _padded(known: Tensor | None, size: int) -> Tensor:

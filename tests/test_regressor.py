@@ -22,7 +22,7 @@ from mgdm_audio.metrics import si_sdr_improvement
 from mgdm_audio.models import Models
 from mgdm_audio.nn import SpectralRegressor, build
 from mgdm_audio.operators import KnownStems, Mask, Mixture, Stack
-from mgdm_audio.regress import WithRegressor
+from mgdm_audio.regress import Answers, WithRegressor
 from mgdm_audio.samplers.base import Problem
 
 SMALL = {
@@ -279,6 +279,42 @@ def test_warm_start_from_a_regressor(prior, music):
     planned = separator.sampler.cost().calls
     assert result.stats["calls"] == planned * result.stats["windows"]
     assert planned < samplers.get("ddnm", "fast").cost().calls
+
+
+def test_samples_of_a_window_share_the_regressor_s_answer(prior, music):
+    cheap = {"sigma_max": 0.3, "steps": 5, "repetitions": 1, "gradient_steps": ((0, 1),)}
+    options = {"warm_start": "regressor", "warm_sigma": 0.3, "regressor": make_regressor()}
+    separator = Separator(prior, window=16384, overlap=4096, average=2, **options, **cheap)
+    result = separator.separate(music.sum(0), 22050, seed=0)
+    planned = separator.sampler.cost().calls
+    assert result.stats["calls"] == result.stats["windows"] * (2 * planned - 1)
+
+
+def test_answers_are_asked_once_and_never_mixed_up():
+    asked = []
+
+    def regress(mix, stems, known):
+        asked.append(len(mix))
+        return mix * torch.arange(4.0)[:, None]
+
+    remembered = Answers(size=2).of(regress)
+    mixes = torch.randn(3, 1, 8, generator=torch.Generator().manual_seed(0))
+
+    def ask(*rows, given=False):
+        mix, stems = mixes[list(rows)], torch.zeros(len(rows), 4, 8)
+        out = remembered(mix, stems, torch.full((len(rows), 4), given))
+        assert torch.equal(out, mix * torch.arange(4.0)[:, None])
+
+    ask(0, 1, 0)
+    ask(1)
+    ask(0)
+    assert asked == [2]
+    ask(2, 2, 0, 1)  # 2 is new, 0 is forgotten for it
+    assert asked == [2, 1]
+    ask(0)
+    assert asked == [2, 1, 1]
+    ask(0, given=True)  # a stem is given: another question
+    assert asked == [2, 1, 1, 1]
 
 
 def test_regressor_is_brought_to_the_prior_s_level(prior):
