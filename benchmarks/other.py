@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import songs
+from benchmarks.speed import models
 from mgdm_audio import STEMS, Separator
 from mgdm_audio.audio import resample
 from mgdm_audio.metrics import level_db, si_sdr_improvement
@@ -56,6 +57,7 @@ def measure(
 @click.option("--average", default=1, show_default=True)
 def main(count: int, seconds: float, levels: str, preset: str, average: int) -> None:
     columns = (*STEMS, "four", "other", "level")
+    click.echo(models(Separator(preset=preset)) + "\n")
     click.echo("| songs | other | " + " | ".join(columns) + " |")
     click.echo("| --- | --- |" + " ---: |" * len(columns))
     rendered = [songs.song(i, seconds, EXTRAS[i % len(EXTRAS)]) for i in range(count)]

@@ -25,7 +25,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.speed import models
 from mgdm_audio import Separator
+from mgdm_audio.cost import QUALITIES
 from mgdm_audio.metrics import level_db, si_sdr, si_sdr_improvement
 from mgdm_audio.recording import ArraySource
 from mgdm_audio.song import SEAMS, Song
@@ -125,6 +127,7 @@ def _swapped(window: np.ndarray, true: np.ndarray) -> bool | None:
 @click.option("--start", default=20.0, show_default=True, help="Of the crop, in seconds.")
 @click.option("--window", default=65536, show_default=True)
 @click.option("--overlap", default=16384, show_default=True)
+@click.option("--quality", type=click.Choice(list(QUALITIES)), help="Instead of a preset of MGDM.")
 @click.option("--preset", default="fast", show_default=True)
 @click.option("--precision", default="bfloat16", show_default=True)
 @click.option("--seed", default=0, show_default=True)
@@ -136,15 +139,17 @@ def main(
     start: float,
     window: int,
     overlap: int,
+    quality: str | None,
     preset: str,
     precision: str,
     seed: int,
     seams: tuple[str, ...],
 ) -> None:
     files = sorted(corpus.glob("*.npy"))[:songs]
+    settings = QUALITIES[quality] if quality else {"method": "mgdm", "preset": preset}
     for way in seams:
         separator = Separator(
-            preset=preset, precision=precision, window=window, overlap=overlap, seams=way
+            precision=precision, window=window, overlap=overlap, seams=way, **settings
         )
         results = []
         for number, file in enumerate(files):
@@ -155,6 +160,7 @@ def main(
             click.echo(f"{way} {file.name}", err=True)
         overlap_db = 10 * np.log10(np.mean([x for r in results for x in r["overlap"]]))
         line = {
+            "models": models(separator),
             "seams": way,
             "overlap dB": round(float(overlap_db), 2),
             "level dB": round(float(np.mean([x for r in results for x in r["level"]])), 2),

@@ -3,12 +3,13 @@
 For each quality a song is separated from file to file, and the same song by the plain way: float32,
 one window at a time, every window, by the same sampler. Printed are
 
-- x real time: seconds of work a second of song (below 1 is faster than real time);
+- x real time: seconds a second of song (below 1 is faster than real time), by the clock and, on a
+  CPU, of processor time, all threads together, which other work on the machine does not change;
 - calls: network calls, and how many of them with a gradient;
 - GFLOP/s: products and sums of the network alone (a gradient counts twice a call: to the input
   only) over the whole time, file to file; and as a share of what a large matrix product reaches
-  here in the same number format;
-- plain: the plain way's time over ours.
+  here in the same number format. On a CPU both by processor time, which is a core's share;
+- plain: the plain way's time over ours, by the same time.
 
 With --memory, the peak memory of whole runs in processes of their own: of ten and sixty minutes
 with a sampler that does nothing, and of ten minutes with the network (a song with two windows that
@@ -45,14 +46,19 @@ from mgdm_audio.windows import WindowPlan, window_seed
 RATE = 44100
 
 
+def clock(device: torch.device) -> float:
+    """Seconds of the processor on a CPU, of the clock on the wall elsewhere."""
+    return time.process_time() if device.type == "cpu" else time.perf_counter()
+
+
 def matmul_rate(dtype: torch.dtype, device: torch.device, size: int = 1024) -> float:
     """GFLOP/s of a large matrix product, the best of five."""
     a = torch.ones(size, size, dtype=dtype, device=device)
     best = 0.0
     for _ in range(5):
-        start = time.perf_counter()
+        start = clock(device)
         float((a @ a)[0, 0])
-        best = max(best, 2 * size**3 / (time.perf_counter() - start) / 1e9)
+        best = max(best, 2 * size**3 / (clock(device) - start) / 1e9)
     return best
 
 
@@ -78,25 +84,26 @@ def write_song(path: Path, seconds: float, silence: tuple[float, float] | None =
             done += n
 
 
-def timed(separator: Separator, path: Path) -> tuple[float, dict[str, float]]:
-    """Seconds and counts of a run from file to file."""
+def timed(separator: Separator, path: Path) -> tuple[float, float, dict[str, float]]:
+    """Seconds by the wall and by `clock`, and counts, of a run from file to file."""
     with tempfile.TemporaryDirectory() as folder:
         outputs = {name: Path(folder) / f"{name}.wav" for name in STEMS}
         task = Task(path, outputs, Path(folder) / ".work")
-        start = time.perf_counter()
+        began, start = time.perf_counter(), clock(separator.device)
         (result,) = separate_files(separator, [task], Options(seed=0))
         if result.error is not None:
             raise result.error
-        return time.perf_counter() - start, result.report["stats"]
+        took = clock(separator.device) - start
+        return time.perf_counter() - began, took, result.report["stats"]
 
 
 def plain(separator: Separator, path: Path) -> float:
-    """Seconds of the plain way, without reading and writing."""
+    """Seconds of the plain way by `clock`, without reading and writing."""
     settings = separator.song_settings
     x = torch.from_numpy(sf.read(path, dtype="float32")[0][::2].mean(1))
     plan = WindowPlan(len(x), settings.window, settings.overlap)
     shape = (1, len(STEMS), plan.size)
-    start = time.perf_counter()
+    start = clock(separator.device)
     for sample in range(settings.average):
         for index in range(len(plan.starts)):
             y = plan.cut(x, index)[None, None].to(separator.device)
@@ -104,13 +111,19 @@ def plain(separator: Separator, path: Path) -> float:
             separator.sampler.sample(
                 separator.models.asked(), Problem(Mixture(), y, 0.0, shape), draws
             )
-    return time.perf_counter() - start
+    return clock(separator.device) - start
+
+
+def models(separator: Separator) -> str:
+    """Names and checksums of what a separator asks."""
+    found = (separator.models.prior, separator.models.regressor)
+    return ", ".join(f"{m.name} {m.sha256[:8]}" for m in found if m is not None)
 
 
 def child(kind: str, minutes: int, folder: Path) -> None:
     """One run in this process; prints its peak memory in MiB."""
     path = folder / "song.wav"
-    separator = Separator(preset="fast", precision="fastest")
+    separator = Separator(precision="fastest", **QUALITIES["fast"])
     if kind == "stub":
         write_song(path, 60 * minutes)
         separator._draw = _nothing  # type: ignore[method-assign]
@@ -157,17 +170,24 @@ def main(
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "song.wav"
         write_song(path, seconds)
+        shown = False
         for name in [q for q in qualities.split(",") if q]:
             separator = Separator(
                 device=device, precision=precision, batch=batch, **QUALITIES[name]
             )
             rate = matmul_rate(separator.dtype, separator.device)
-            took, stats = timed(separator, path)
+            if not shown:
+                click.echo(f"{models(separator)}; a song of {seconds:g} s")
+                shown = True
+            wall, took, stats = timed(separator, path)
             calls, vjps = stats["calls"], stats["vjps"]
+            share = f"{took / seconds:.2f} of processor time"
+            cores = f" ({share})" if separator.device.type == "cpu" else ""
             achieved = network_flops(separator) * (calls + vjps) / took / 1e9
             line = (
-                f"{name}: {took / seconds:.2f} x real time, {calls} calls ({vjps} with a "
-                f"gradient), {achieved:.0f} GFLOP/s of {rate:.0f} ({achieved / rate:.0%}), "
+                f"{name}: {wall / seconds:.2f} x real time by the clock{cores}, {calls} calls "
+                f"({vjps} with a gradient), {achieved:.0f} GFLOP/s of {rate:.0f} "
+                f"({achieved / rate:.0%}), "
                 f"{str(separator.dtype).removeprefix('torch.')}, {torch.get_num_threads()} "
                 f"threads, {separator.device}"
             )
