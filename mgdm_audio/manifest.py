@@ -146,7 +146,7 @@ class Manifest:
         """Makes one file of all, with the latest record of each song alone."""
         records, paths = self._read()
         if len(paths) > 1:
-            self.add(records.values())
+            self.add(record for _, record in sorted(records.items()))
             self.place.remove(paths)
 
     def _read(self) -> tuple[dict[str, Record], list[str]]:

@@ -140,10 +140,11 @@ def _from_row(row: Mapping[Any, Any], folder: str) -> CatalogueSong:
             )
     name = str(cells.get("name", ""))
     if not name:
-        name = PurePosixPath(str(cells["path"]).split("://", 1)[-1]).stem
-        relative = PurePosixPath(str(cells["path"]))
-        if not relative.is_absolute() and "://" not in str(relative) and ".." not in relative.parts:
-            name = str(relative.with_suffix(""))
+        text = str(cells["path"])
+        relative = PurePosixPath(text)
+        if "://" in text or relative.is_absolute() or ".." in relative.parts:
+            relative = PurePosixPath(relative.name)
+        name = str(relative.with_suffix(""))
         name += f"/seed-{seed}" if seed is not None else ""
     parts = PurePosixPath(name).parts
     if not parts or PurePosixPath(name).is_absolute() or any(not part.strip(".") for part in parts):
