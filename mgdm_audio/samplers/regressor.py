@@ -4,8 +4,9 @@ r"""A regressor alone: the mean of the stems given the mix, in one network call.
 
 Not a sampler but what samplers are measured against: the network is trained on mixes and their
 stems, which a prior never needs. It has the least squared error, and blurs what it is unsure of.
-No number is drawn. Stems that are observed whole are passed to the network as given ones; parts of
-stems are put in their place in what it answers.
+No number is drawn. Stems that are observed whole are passed to the network as given ones; so is one
+that is all that a second sum, with gains, has less or more of than the mix. Parts of stems are put
+in their place in what it answers, and it is brought to what other sums say by least squares.
 
 Reference: the direct estimate of Manilow et al., ICASSP 2022, arXiv:2203.15140; their network is
 Demucs, ours has the prior's backbone (:mod:`mgdm_audio.nn.regressor`).
@@ -39,7 +40,7 @@ class Regression(Sampler):
 
     Raises:
         ValueError: when sampling, if the observation is not the plain sum of the stems, with or
-            without parts of the stems beside it.
+            without parts of the stems and other sums of them beside it.
     """
 
     name: ClassVar[str] = "regressor"
@@ -75,12 +76,14 @@ class Seen:
         stems: what is observed of the stems, 0 elsewhere, (B, K, T).
         parts: where that is, bool (B, K, T).
         known: the stems that are observed whole, bool (B, K).
+        others: the problem, where it has sums that say more; None if it has not.
     """
 
     mix: Tensor
     stems: Tensor
     parts: Tensor
     known: Tensor
+    others: Problem | None = None
 
     @classmethod
     def of(cls, problem: Problem, name: str) -> Seen:
@@ -88,7 +91,7 @@ class Seen:
 
         Arguments:
             problem: an observation by a `Mixture` without gains, alone or stacked with
-                `KnownStems` or a `Mask`.
+                `KnownStems`, a `Mask` or a `Mixture` with gains.
             name: of the sampler, for the message.
 
         Raises:
@@ -97,31 +100,37 @@ class Seen:
         operator, y = problem.operator, problem.y
         stems = torch.zeros(problem.shape).to(y)
         parts = torch.zeros(problem.shape, dtype=torch.bool, device=y.device)
-        mix = None
         rows = operator.field.unbind(1) if isinstance(operator, PointwiseOperator) else ()
-        for row, seen in zip(rows, y.unbind(1), strict=False):
-            weighed = (row != 0).any(2).any(0)
-            if bool((row == 1).all()):
-                mix = seen[:, None]
-            elif weighed.sum() <= 1 and bool(((row == 0) | (row == 1)).all()):
+        pairs = list(zip(rows, y.unbind(1), strict=False))
+        mix = next((seen for row, seen in pairs if bool((row == 1).all())), None)
+        more = False
+        for row, seen in pairs if mix is not None else ():
+            weighed, varied = ((row != value).any(2).any(0) for value in (0, 1))
+            if weighed.sum() <= 1 and bool(((row == 0) | (row == 1)).all()):
                 k = int(weighed.int().argmax())
                 here = (row[:, k] == 1).to(y.device).expand(parts[:, k].shape)
                 parts[:, k] = parts[:, k] | here
                 stems[:, k] = torch.where(here, seen, stems[:, k])
-            else:
-                mix = None
-                break
+            elif varied.sum() == 1 and bool((row == row[:, :, :1]).all()):
+                k = int(varied.int().argmax())
+                parts[:, k] = True
+                stems[:, k] = (mix - seen) / (1 - row[:, k]).to(y)
+            elif bool(varied.any()):
+                more = True
         if mix is None:
             raise ValueError(
                 f"sampler '{name}' takes the plain sum of the stems, with or without parts of the "
                 f"stems beside it, and got the operator {type(operator).__name__}; choose another "
                 "sampler, such as 'mgdm'"
             )
-        return cls(mix, stems, parts, parts.all(2))
+        others = problem if more else None
+        return cls(mix[:, None], stems, parts, parts.all(2), others)
 
     def keep(self, x: Tensor) -> Tensor:
-        """Stems with what is observed of them in its place; the sum is the mix where all are."""
-        return torch.where(self.parts, self.stems, x)
+        """Stems with what is observed of them in its place, as near as can be to what other sums
+        say; the sum is the mix where all stems are observed."""
+        kept = torch.where(self.parts, self.stems, x)
+        return kept if self.others is None else self.others.linear.project(kept, self.others.y)
 
 
 # One call has nothing to choose from.
