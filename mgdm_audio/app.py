@@ -17,14 +17,16 @@ import soundfile as sf
 
 from mgdm_audio import audio, hub
 from mgdm_audio.conditional import separate_known
+from mgdm_audio.cost import QUALITIES
 from mgdm_audio.page import page
-from mgdm_audio.posterior import UNCERTAIN
+from mgdm_audio.posterior import DEFAULTS
 from mgdm_audio.separate import Separator, check_seed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-QUALITIES = ("fast", "default", "best")
+ALONE = ("ding", "default")
+"""Method and preset for a prior without a regressor."""
 
 
 def _gradio() -> Any:
@@ -41,13 +43,21 @@ class Studio:
     """What the page does, without the page.
 
     Arguments:
-        prior: the prior.
+        model: name or folder of a prior, or a loaded one, which is then asked alone; None for the
+            shipped one and its regressor.
         device: where it runs.
         options: other options of `Separator`.
+
+    Raises:
+        ValueError: if the model is not a prior.
     """
 
-    def __init__(self, prior: hub.Prior, device: str, **options: Any) -> None:
-        self.prior, self.device, self.options = prior, device, options
+    def __init__(self, model: str | hub.Prior | None, device: str, **options: Any) -> None:
+        self.device, self.options = device, options
+        first = Separator(device=device) if model is None else Separator(model, *ALONE)
+        if not isinstance(first.prior, hub.Prior):
+            raise ValueError(f"model '{first.prior.name}' is not a prior")
+        self.prior, self.regressor = first.prior, first.models.regressor
         self.folder = Path(tempfile.mkdtemp(prefix="mgdm-audio-"))
         self.takes = 0
 
@@ -55,11 +65,16 @@ class Studio:
         """Removes what was made."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def separator(self, quality: str) -> Separator:
-        """A separator of a quality."""
+    def separator(self, quality: str, again: bool = False) -> Separator:
+        """A separator of a quality; for a stem that is drawn again, one whose draws differ."""
         if quality not in QUALITIES:
             raise ValueError(f"got quality '{quality}', expected one of {', '.join(QUALITIES)}")
-        return Separator(self.prior, UNCERTAIN[0], quality, device=self.device, **self.options)
+        chosen = DEFAULTS["samples"] | {"preset": quality} if again else QUALITIES[quality]
+        if self.regressor is None:
+            chosen = {"method": ALONE[0], "preset": quality}
+        return Separator(
+            self.prior, device=self.device, regressor=self.regressor, **(chosen | self.options)
+        )
 
     def separate(
         self, path: str | None, quality: str, seed: float, progress: Callable[[int, int], None]
@@ -100,8 +115,8 @@ class Studio:
         partner = self.partner(state["stems"], stem)
         kept = {n: x for n, x in state["stems"].items() if n not in (stem, partner)}
         result = separate_known(
-            self.separator(quality), state["mix"], kept, state["rate"], [check_seed(int(seed))],
-            progress,
+            self.separator(quality, again=True), state["mix"], kept, state["rate"],
+            [check_seed(int(seed))], progress,
         )  # fmt: skip
         stems = result.draws[0]
         seeds = state["seeds"] | {stem: int(seed), partner: int(seed)}
@@ -150,20 +165,19 @@ class Studio:
         }  # fmt: skip
 
 
-def build(prior: hub.Prior, device: str = "auto", **options: Any) -> Any:
+def build(model: str | hub.Prior | None = None, device: str = "auto", **options: Any) -> Any:
     """The page, a ``gradio.Blocks``.
 
     Arguments:
-        prior: the prior.
-        device: where it runs.
-        options: other options of `Separator`.
+        model, device, options: see `Studio`.
 
     Raises:
         ImportError: if Gradio is not installed.
+        ValueError: if the model cannot be used.
     """
     gr = _gradio()
-    studio = Studio(prior, device, **options)
-    names = list(prior.stems)
+    studio = Studio(model, device, **options)
+    names = list(studio.prior.stems)
 
     def shown(state: dict[str, Any]) -> list[Any]:
         seeds = ", ".join(f"{name} {seed}" for name, seed in state["seeds"].items())
@@ -230,11 +244,7 @@ def launch(model: str | None, device: str, port: int, browser: bool) -> None:
         ImportError: if Gradio is not installed.
         ValueError: if the model cannot be used.
     """
-    _gradio()
-    separator = Separator(model, *UNCERTAIN, device=device)
-    if not isinstance(separator.prior, hub.Prior):
-        raise ValueError(f"model '{separator.prior.name}' is not a prior")
-    blocks = build(separator.prior, device)
+    blocks = build(model, device)
     try:
         blocks.queue().launch(
             server_name="127.0.0.1", server_port=port, inbrowser=browser, share=False,

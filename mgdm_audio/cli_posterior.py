@@ -4,15 +4,14 @@ from __future__ import annotations
 
 __all__ = ["ADDED", "Added", "app", "generate", "repair", "run_added"]
 
-import json
-import math
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mgdm_audio import STEMS, samplers
+from mgdm_audio import STEMS, arguments, samplers
 from mgdm_audio.terminal import Progress, error_line, printable
 
 if TYPE_CHECKING:
@@ -41,8 +40,8 @@ ADDED = [
 """Options of ``separate``, in the order in which --help lists them."""
 
 _TAKEN = (
-    "files", "output", "model", "method", "preset", "seed", "window", "overlap", "batch", "device",
-    "precision", "overwrite", "quiet",
+    "files", "output", "model", "method", "preset", "quality", "average", "warm_start",
+    "warm_sigma", "seed", "window", "overlap", "batch", "device", "precision", "overwrite", "quiet",
 )  # fmt: skip
 """Options of ``separate`` that go with those."""
 
@@ -79,18 +78,13 @@ def run_added(request: Request, added: Added) -> int:
         raise click.UsageError("--redo and --from go together: what to draw anew, and of what")
     if sum(map(bool, (added.known, added.also, added.redo))) > 1:
         raise click.UsageError("--known, --also and --redo exclude each other")
-    known, also = _pairs(added.known), [_gains(text) for text in added.also]
+    known, also = arguments.pairs(added.known), [arguments.gains(text) for text in added.also]
     if also and len(request.files) > 1:
         raise click.UsageError("--also takes one FILE, of which there are other mixes")
     seeds = _seeds(added, request.seed)
-    chosen = context.get_parameter_source("method") is click.core.ParameterSource.COMMANDLINE
     failed = 0
-    preset = context.get_parameter_source("preset") is click.core.ParameterSource.COMMANDLINE
-    method = request.method if chosen else _uncertain()[0]
-    if not chosen and request.preset not in samplers.sampler_class(method).PRESETS:
-        raise click.UsageError(f"--preset {request.preset} needs --method")
-    with _reported():
-        separator = _separator(request, method, request.preset if chosen or preset else "default")
+    with arguments.reported():
+        separator, measured = _separator(request, added, len(seeds))
     for file in map(Path, request.files):
         folder = request.output / (file.stem if file.stem.strip(".") else file.name)
         if folder.exists() and any(folder.iterdir()) and not request.overwrite:
@@ -100,7 +94,9 @@ def run_added(request: Request, added: Added) -> int:
             continue
         progress = Progress(file.name, request.quiet)
         try:
-            written = _separate(separator, file, folder, seeds, known, also, added, progress)
+            written = _separate(
+                separator, measured, file, folder, seeds, known, also, added, progress
+            )
         except (ValueError, OSError, ArithmeticError, RuntimeError, MemoryError) as error:
             click.echo(printable(error_line(file, error)), err=True)
             failed += 1
@@ -114,6 +110,7 @@ def run_added(request: Request, added: Added) -> int:
 
 def _separate(
     separator: Any,
+    measured: float,
     file: Path,
     folder: Path,
     seeds: list[int],
@@ -132,17 +129,17 @@ def _separate(
     mix, rate = recording.samples.astype(np.float32), recording.sample_rate
     facts: dict[str, Any] = {}
     if added.redo is not None and added.stems_from is not None:
-        start, stop = _interval(added.redo)
-        stems = {name: _stem(added.stems_from / f"{name}.wav", rate) for name in STEMS}
+        start, stop = arguments.interval(added.redo)
+        stems = {name: arguments.stem(added.stems_from / f"{name}.wav", rate) for name in STEMS}
         result = redo(separator, stems, start, stop, rate, seeds, callback=progress)
         draws, settings = result.draws, result.settings | {"redo": added.redo}
     elif known:
-        given = {name: _stem(path, rate) for name, path in known.items()}
+        given = {name: arguments.stem(path, rate) for name, path in known.items()}
         result = separate_known(separator, mix, given, rate, seeds, progress)
         draws = result.draws
         settings = result.settings | {"known": {n: str(p) for n, p in known.items()}}
     elif also:
-        mixes = [mix, *(_stem(path, rate) for path, _ in also)]
+        mixes = [mix, *(arguments.stem(path, rate) for path, _ in also)]
         gains = [[1.0] * len(STEMS), *(row for _, row in also)]
         result = separate_pair(separator, mixes, gains, rate, seeds, progress)
         draws, settings = result.draws, result.settings | {"also": list(added.also)}
@@ -164,7 +161,8 @@ def _separate(
     if len(seeds) == 1:
         sets = {"": draws[0]}
     else:
-        uncertainty = assess([np.stack([d[n] for n in names]) for d in draws], names, rate)
+        stacks = [np.stack([d[n] for n in names]) for d in draws]
+        uncertainty = assess(stacks, names, rate, measured)
         sets["mean"] = dict(zip(names, uncertainty.mean, strict=True))
     shown = sets["mean"] if uncertainty is not None else draws[0]
     for name, stems in sets.items():
@@ -177,7 +175,7 @@ def _separate(
     report = {"file": str(file), "seeds": seeds, "settings": settings, **facts}
     if uncertainty is not None:
         report["uncertainty"] = uncertainty.to_dict()
-        _write_json(folder / "uncertainty.json", report)
+        arguments.write_json(folder / "uncertainty.json", report)
         written.append(folder / "uncertainty.json")
     if added.page:
         from mgdm_audio.page import page, write_page
@@ -244,19 +242,19 @@ def generate(
 
     from mgdm_audio import conditional
 
-    files = _pairs(given)
-    names = _names(wanted) if wanted else None
-    with _reported():
+    files = arguments.pairs(given)
+    names = arguments.names(wanted) if wanted else None
+    with arguments.reported():
         rates = {name: sf.info(str(path)).samplerate for name, path in files.items()}
         if len(set(rates.values())) > 1:
             raise ValueError(f"the given stems have different sample rates: {rates}")
         separator = _made(options, ("ding", "default"))
         rate = next(iter(rates.values()), separator.prior.sample_rate)
-        stems = {name: _stem(path, rate) for name, path in files.items()}
+        stems = {name: arguments.stem(path, rate) for name, path in files.items()}
         progress = Progress("generating", options["quiet"])
         result = conditional.generate(
-            separator, stems, seconds, rate, [options["seed"]], names, _names(silent or ""),
-            None if level is None else 10 ** (level / 20), progress,
+            separator, stems, seconds, rate, [options["seed"]], names,
+            arguments.names(silent or ""), None if level is None else 10 ** (level / 20), progress,
         )  # fmt: skip
         progress.close()
         output.mkdir(parents=True, exist_ok=True)
@@ -266,7 +264,7 @@ def generate(
                 raise ValueError(f"{path} exists; use --overwrite")
             sf.write(path, np.atleast_2d(x).T, rate, "FLOAT")
             click.echo(printable(path))
-        _write_json(output / "settings.json", {
+        arguments.write_json(output / "settings.json", {
             "seed": options["seed"], "given": {n: str(p) for n, p in files.items()},
             "settings": result.settings,
         })  # fmt: skip
@@ -311,13 +309,13 @@ def repair(
     from mgdm_audio import repair as repairs
 
     kind = next(name for name, asked in kinds.items() if asked)
-    with _reported():
+    with arguments.reported():
         recording = audio.read(file)
         separator = _made(options, repairs.METHODS[kind])
         progress = Progress(file.name, options["quiet"])
         result = repairs.repair(
             separator, recording.samples, recording.sample_rate, kind, [options["seed"]],
-            stem=stem, gaps=[_interval(text) for text in gap] or None, level=clip_level,
+            stem=stem, gaps=[arguments.interval(text) for text in gap] or None, level=clip_level,
             cutoff=lowpass, bits=bits, callback=progress,
         )  # fmt: skip
         progress.close()
@@ -342,45 +340,51 @@ def app(port: int, model: str | None, device: str, no_browser: bool) -> None:
     """
     from mgdm_audio import app as page
 
-    with _reported():
+    with arguments.reported():
         page.launch(model, device, port, not no_browser)
 
 
-class _reported:
-    """Turns the errors of a command into one line."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
-        if isinstance(error, (ValueError, OSError, ArithmeticError, MemoryError, ImportError)):
-            raise click.ClickException(" ".join(str(error).split())) from error
-
-
-def _uncertain() -> tuple[str, str]:
-    from mgdm_audio.posterior import UNCERTAIN
-
-    return UNCERTAIN
-
-
-def _separator(request: Request, method: str, preset: str) -> Any:
+def _separator(request: Request, added: Added, draws: int) -> tuple[Any, float]:
+    """The separator that was asked for, or the one that suits the task; and its spread over its
+    error, where that was measured."""
+    from mgdm_audio.cli_separate import with_quality
+    from mgdm_audio.posterior import DEFAULTS, SPREAD_OVER_ERROR, separator_for
     from mgdm_audio.separate import OVERLAP, WINDOW, Separator
 
-    separator = Separator(
-        request.model, method, preset, device=request.device, precision=request.precision,
-        batch=request.batch,
-    )  # fmt: skip
+    source = click.get_current_context().get_parameter_source
+    named = {
+        name
+        for name in ("quality", "method", "preset", "average", "warm_start", "warm_sigma")
+        if source(name) is click.core.ParameterSource.COMMANDLINE
+    }
+    asked = {"samples": draws > 1, "redo": added.redo, "known": added.known, "also": added.also}
+    task = next((name for name, here in asked.items() if here), None)
+    if task is not None and "average" in named:
+        raise click.UsageError("--average goes with --report alone: what is drawn here is a sample")
+    options = {"device": request.device, "precision": request.precision, "batch": request.batch}
+    make: Any = Separator
+    if task is None:
+        options |= with_quality(request).settings()
+    elif named <= {"preset"}:
+        make = functools.partial(separator_for, task)
+        if named:
+            options["preset"] = request.preset
+            method = DEFAULTS[task]["method"]
+            if request.preset not in samplers.sampler_class(method).PRESETS:
+                raise click.UsageError(f"--preset {request.preset} needs --method")
+    else:
+        options |= request.settings() | {"average": 1}
+    separator = make(request.model, **options)
+    measured = task == "samples" and not named and request.model is None
+    spread = SPREAD_OVER_ERROR if measured else 1.0
     if request.window is None and request.overlap is None:
-        return separator
+        return separator, spread
     rate = separator.prior.sample_rate
     window = WINDOW if request.window is None else round(request.window * rate)
     overlap = min(OVERLAP, window // 2)
     if request.overlap is not None:
         overlap = round(request.overlap * rate)
-    return Separator(
-        separator.prior, method, preset, device=request.device, precision=request.precision,
-        batch=request.batch, window=window, overlap=overlap,
-    )  # fmt: skip
+    return make(request.model, window=window, overlap=overlap, **options), spread
 
 
 def _made(options: dict[str, Any], default: tuple[str, str]) -> Any:
@@ -410,62 +414,3 @@ def _seeds(added: Added, seed: int | None) -> list[int]:
 
         seed = draw_seed()
     return list(range(seed, seed + (added.samples or 1)))
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _pairs(texts: tuple[str, ...]) -> dict[str, Path]:
-    """STEM=FILE."""
-    pairs: dict[str, Path] = {}
-    for text in texts:
-        name, equals, path = text.partition("=")
-        if not equals or name not in STEMS or name in pairs or not Path(path).is_file():
-            raise click.UsageError(
-                f"got '{text}', expected STEM=FILE with an existing file and different stems of "
-                f"{', '.join(STEMS)}"
-            )
-        pairs[name] = Path(path)
-    return pairs
-
-
-def _gains(text: str) -> tuple[Path, list[float]]:
-    """FILE:STEM=GAIN,... as the file and a gain for each stem."""
-    name, _, rest = text.rpartition(":")
-    gains = dict.fromkeys(STEMS, 1.0)
-    try:
-        for part in rest.split(","):
-            stem, _, value = part.partition("=")
-            gains[STEMS[STEMS.index(stem)]] = float(value)
-        if not Path(name).is_file() or not all(map(math.isfinite, gains.values())):
-            raise ValueError(text)
-    except ValueError:
-        raise click.UsageError(
-            f"got '{text}', expected FILE:STEM=GAIN,... with an existing file, stems of "
-            f"{', '.join(STEMS)} and finite gains, as instrumental.wav:drums=0"
-        ) from None
-    return Path(name), list(gains.values())
-
-
-def _interval(text: str) -> tuple[float, float]:
-    try:
-        start, stop = map(float, text.split("-"))
-    except ValueError:
-        raise click.UsageError(f"got '{text}', expected seconds, as 12.5-12.8") from None
-    return start, stop
-
-
-def _stem(path: Path, rate: int) -> Any:
-    import numpy as np
-
-    from mgdm_audio import audio
-
-    read = audio.read(path)
-    if read.sample_rate != rate:
-        raise ValueError(f"{path} has {read.sample_rate} Hz, expected {rate}")
-    return read.samples.astype(np.float32)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")

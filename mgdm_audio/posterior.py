@@ -7,11 +7,11 @@ exactly, to the rounding of float32. Every draw has a seed of its own and depend
 
 from __future__ import annotations
 
-__all__ = ["UNCERTAIN", "Drawn", "active_level", "draw"]
+__all__ = ["DEFAULTS", "SPREAD_OVER_ERROR", "Drawn", "active_level", "draw", "separator_for"]
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,10 +26,27 @@ from mgdm_audio.windows import WindowPlan, window_seed
 if TYPE_CHECKING:
     from mgdm_audio.separate import Separator
 
-UNCERTAIN = ("ding", "default")
-"""Method and preset for draws whose spread means something: on Gaussian stems they have nine
-tenths of the posterior's variance and 90 % intervals that hold the truth nine times in ten. MGDM's
-have half, see docs/uncertainty.md."""
+_SURE: dict[str, Any] = {
+    "method": "mgdm", "preset": "default", "warm_start": "regressor", "warm_sigma": 0.3,
+}  # fmt: skip
+_UNSURE: dict[str, Any] = {
+    "method": "ding", "preset": "default", "warm_start": "regressor", "warm_sigma": 1.0,
+}  # fmt: skip
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "known": _SURE,
+    "also": _SURE,
+    "redo": _SURE,
+    "samples": _UNSURE,
+    "generate": {"method": "ding", "preset": "default"},
+}
+"""What decides a draw, by what is asked. One draw shall be near to the truth, and begins with the
+regressor's estimate as a separation does; several shall differ by what they do not know, which
+takes DING and a start from high noise (docs/uncertainty.md has the figures)."""
+
+SPREAD_OVER_ERROR = 0.62
+"""Spread of several draws by `DEFAULTS` over the error of their mean, with the shipped models on
+held-out songs: so much of the error is foretold (docs/uncertainty.md)."""
 
 MULTIPLE = 2048
 """A song shorter than a window is padded to a multiple of this."""
@@ -53,6 +70,23 @@ class Drawn:
     calls: int
     vjps: int
     windows: int
+
+
+def separator_for(task: str, model: Any = None, **options: Any) -> Separator:
+    """The separator that suits a task.
+
+    Arguments:
+        task: one of `DEFAULTS`.
+        model: name or folder of a prior, or a loaded one, which is then asked alone, without the
+            regressor, that is trained for the shipped one's stems; None for the shipped one.
+        options: others of :class:`mgdm_audio.separate.Separator`, which go before the defaults.
+    """
+    from mgdm_audio.separate import Separator
+
+    chosen = dict(DEFAULTS[task])
+    if model is not None:
+        del chosen["warm_start"], chosen["warm_sigma"]
+    return Separator(model, **(chosen | options))
 
 
 def draw(

@@ -11,8 +11,8 @@ decides, where they differ it does not. From them come
 - a ranking: the draw that is nearest to all others first, the one of least expected squared error
   if the truth is one of the draws' kind.
 
-They mean as much as the sampler's spread does: see docs/uncertainty.md for which one is exact
-enough, and how that is tested.
+They mean as much as the sampler's and the prior's spread does: see docs/uncertainty.md for which
+one is exact enough, how that is tested, and by how much real songs are further off than foretold.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ class Uncertainty:
         presence: probability that it plays anywhere, (K,).
         ranking: indices of the draws, the nearest to all others first.
         distance: root mean square distance of each draw to the others, (N,), relative to the mix.
+        spread_over_error: what the spread was measured to be of the error it foretells, where that
+            is known; 1 is exact.
     """
 
     names: tuple[str, ...]
@@ -67,6 +69,7 @@ class Uncertainty:
     presence: Floats
     ranking: tuple[int, ...]
     distance: Floats
+    spread_over_error: float = 1.0
 
     @property
     def draws(self) -> int:
@@ -105,9 +108,10 @@ class Uncertainty:
         ).clip(0, 1)
 
     def error_db(self) -> Floats:
-        """SNR of the mean stems that the spread foretells, (K,), in dB."""
+        """SNR of the mean stems that the spread foretells, (K,), in dB; with the share of the error
+        that it was measured to foretell."""
         signal = self.power.sum((1, 2)) - self.spread.sum((1, 2))
-        noise = self.spread.sum((1, 2)) * (1 + 1 / self.draws)
+        noise = self.spread.sum((1, 2)) * (1 + 1 / self.draws) / self.spread_over_error**2
         with np.errstate(divide="ignore", invalid="ignore"):
             return 10 * np.log10(np.maximum(signal, 0) / noise)
 
@@ -115,6 +119,7 @@ class Uncertainty:
         """What fits a report: everything but the waves and the bands by time."""
         return {
             "draws": self.draws,
+            "spread_over_error": self.spread_over_error,
             "ranking": list(self.ranking),
             "distance": [round(float(d), 6) for d in self.distance],
             "stems": {
@@ -131,7 +136,10 @@ class Uncertainty:
 
 
 def assess(
-    draws: Sequence[NDArray[Any]] | NDArray[Any], names: Sequence[str], sample_rate: int
+    draws: Sequence[NDArray[Any]] | NDArray[Any],
+    names: Sequence[str],
+    sample_rate: int,
+    spread_over_error: float = 1.0,
 ) -> Uncertainty:
     """Statistics of several draws.
 
@@ -139,6 +147,7 @@ def assess(
         draws: N draws of the stems, each (K, T) or (K, C, T), at least two.
         names: of the K stems.
         sample_rate: in hertz.
+        spread_over_error: see `Uncertainty`.
 
     Raises:
         ValueError: for fewer than two draws, or shapes that differ.
@@ -175,6 +184,7 @@ def assess(
         presence=(levels.mean(2) > floor).mean(0),
         ranking=tuple(int(i) for i in np.argsort(distance, kind="stable")),
         distance=distance,
+        spread_over_error=spread_over_error,
     )
 
 

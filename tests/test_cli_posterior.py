@@ -57,6 +57,17 @@ def test_samples_and_their_page(song):
     assert "not empty" in run("separate", "song.wav", "-o", "out", "--samples", 2, code=1).output
 
 
+def test_a_page_changes_nothing_else(song):
+    quick = ("--seed", 4, "-q", "--precision", "float32")
+    run("separate", "song.wav", "-o", "a", *quick)
+    run("separate", "song.wav", "-o", "b", "--report", *quick)
+    for s in STEMS:
+        assert np.array_equal(sound(f"a/song/{s}.wav"), sound(f"b/song/{s}.wav"))
+    run("separate", "song.wav", "-o", "c", "--report", "--quality", "fast", *quick)
+    assert "--average goes with" in run("separate", "song.wav", "-o", "d", "--samples", 2,
+                                        "--average", 2, code=2).output  # fmt: skip
+
+
 def test_known_stems_and_a_region(song):
     run("separate", "song.wav", "-o", "a", "--known", "drums=drums.wav", "--seed", 1, *FAST)
     assert np.array_equal(sound("a/song/drums.wav"), sound("drums.wav"))

@@ -152,6 +152,23 @@ def test_wrong_spread_shows(spread, low, high):
     assert (coverage < nominal - 0.2).all() if spread < 1 else (coverage > nominal + 0.1).all()
 
 
+def test_ranked_probability_score_is_least_for_the_right_spread():
+    """Of normal laws of spread s about m, for a truth of spread 1 about m, it is in closed form:
+    E|X - x| - E|X - X'| / 2 = (sqrt(2 + 2 s^2) - s) / sqrt(pi)."""
+    scores = []
+    for spread in (0.1, 1.0, 3.0):
+        samples, truth = posterior_draws(np.random.default_rng(5), 8, spread)
+        result = calibration.calibrate(samples, truth, 22_050)
+        closed = (math.sqrt(2 + 2 * spread**2) - spread) / math.sqrt(math.pi)
+        # E|x| of what the truth is drawn from: its mean has spread 1, and is known to the samples.
+        scale = np.array([0.5, 2.0])
+        size = math.sqrt(2 / math.pi) * np.sqrt(1 + scale**2)
+        assert np.allclose(result.relative_crps()[:, -1], closed * scale / size, rtol=0.05)
+        scores.append(result.crps[:, -1])
+    assert (scores[1] < scores[0]).all()
+    assert (scores[1] < scores[2]).all()
+
+
 def test_bias_shows_in_the_ranks():
     samples, truth = posterior_draws(np.random.default_rng(2), 4)
     offset = calibration.calibrate(samples * 0.2, truth, 22_050)

@@ -10,7 +10,7 @@ from mgdm_audio import STEMS, samplers
 from mgdm_audio.denoise import MixtureDenoiser
 from mgdm_audio.evidence import Evidence
 from mgdm_audio.operators import Mixture
-from mgdm_audio.posterior import UNCERTAIN, draw
+from mgdm_audio.posterior import DEFAULTS, draw
 from mgdm_audio.samplers.base import Problem
 from mgdm_audio.samples import parse_seeds, several
 from mgdm_audio.separate import Separator
@@ -93,6 +93,16 @@ def test_a_report_is_plain_and_stereo_is_taken():
     report = u.to_dict()
     assert list(report["stems"]) == list(STEMS)
     assert report["draws"] == 3
+
+
+def test_a_measured_shortfall_lowers_what_is_foretold():
+    draws = np.random.default_rng(4).normal(size=(5, 2, 4000)) + np.ones((1, 2, 4000))
+    plain, short = assess(draws, ["a", "b"], 8000), assess(draws, ["a", "b"], 8000, 0.5)
+    np.testing.assert_allclose(plain.error_db() - short.error_db(), 20 * np.log10(2))
+    assert short.to_dict()["spread_over_error"] == 0.5
+
+
+UNCERTAIN = (DEFAULTS["samples"]["method"], DEFAULTS["samples"]["preset"])
 
 
 # --- how exact the samplers' spread is ------------------------------------------------------------

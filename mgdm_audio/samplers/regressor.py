@@ -103,8 +103,14 @@ class Seen:
         rows = operator.field.unbind(1) if isinstance(operator, PointwiseOperator) else ()
         pairs = list(zip(rows, y.unbind(1), strict=False))
         mix = next((seen for row, seen in pairs if bool((row == 1).all())), None)
+        if mix is None:
+            raise ValueError(
+                f"sampler '{name}' takes the plain sum of the stems, with or without parts of the "
+                f"stems beside it, and got the operator {type(operator).__name__}; choose another "
+                "sampler, such as 'mgdm'"
+            )
         more = False
-        for row, seen in pairs if mix is not None else ():
+        for row, seen in pairs:
             weighed, varied = ((row != value).any(2).any(0) for value in (0, 1))
             if weighed.sum() <= 1 and bool(((row == 0) | (row == 1)).all()):
                 k = int(weighed.int().argmax())
@@ -117,12 +123,6 @@ class Seen:
                 stems[:, k] = (mix - seen) / (1 - row[:, k]).to(y)
             elif bool(varied.any()):
                 more = True
-        if mix is None:
-            raise ValueError(
-                f"sampler '{name}' takes the plain sum of the stems, with or without parts of the "
-                f"stems beside it, and got the operator {type(operator).__name__}; choose another "
-                "sampler, such as 'mgdm'"
-            )
         others = problem if more else None
         return cls(mix[:, None], stems, parts, parts.all(2), others)
 

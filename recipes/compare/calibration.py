@@ -8,6 +8,10 @@ If the samples of a method and the truth were draws of one posterior, then
 - the truth would lie between the smallest and the largest in (n - 1)/(n + 1) of the cases;
 - the spread :math:`\sqrt{(1 + 1/n) V}`, V the samples' variance, would be the error of their mean.
 
+Nearness and honesty together are what a proper score rewards: the continuous ranked probability
+score :math:`E|X - x| - E|X - X'| / 2` of two samples X, X' and the truth x (Gneiting and Raftery,
+JASA 2007), of all laws the least for the one that the truth is drawn from.
+
 The coordinates are the real and imaginary parts of time-frequency bins in which the mixture
 sounds, by stem and band. Both sides are NumPy or torch arrays on the CPU.
 """
@@ -41,16 +45,21 @@ class Calibration:
         ranks: how often the truth had each rank among n samples, int (K, bands, n + 1).
         variance: sum over coordinates of the samples' (unbiased) variance, (K, bands).
         error: sum over coordinates of the squared error of their mean, (K, bands).
+        crps: sum over coordinates of the ranked probability score (unbiased), (K, bands).
+        size: sum over coordinates of the truth's magnitude: the score of silence, (K, bands).
     """
 
     ranks: NDArray[np.int64]
     variance: Floats
     error: Floats
+    crps: Floats
+    size: Floats
 
     def __add__(self, other: Calibration) -> Calibration:
         return Calibration(
-            self.ranks + other.ranks, self.variance + other.variance, self.error + other.error
-        )
+            self.ranks + other.ranks, self.variance + other.variance, self.error + other.error,
+            self.crps + other.crps, self.size + other.size,
+        )  # fmt: skip
 
     @property
     def samples(self) -> int:
@@ -71,6 +80,11 @@ class Calibration:
         """Spread over error, (K, bands): 1 for exact samples, below 1 for too sure ones."""
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.sqrt((1 + 1 / self.samples) * self.variance / self.error)
+
+    def relative_crps(self) -> Floats:
+        """The ranked probability score over that of silence, (K, bands): the less the better."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self.crps / self.size
 
 
 def calibrate(samples: Floats, truth: Floats, rate: int, n_fft: int = 2048) -> Calibration:
@@ -105,7 +119,9 @@ def calibrate(samples: Floats, truth: Floats, rate: int, n_fft: int = 2048) -> C
     frequency = np.arange(frame.bins) * rate / n_fft
     n, stems = len(samples), len(truth)
     ranks = np.zeros((stems, len(BANDS), n + 1), np.int64)
-    variance, error = np.zeros((2, stems, len(BANDS)))
+    variance, error, crps, size = np.zeros((4, stems, len(BANDS)))
+    # Sum over pairs of |x_i - x_j|, from the sorted samples.
+    weight = (2 * np.arange(1, n + 1) - n - 1)[:, None] / (n * (n - 1))
     for b, (low, high) in enumerate(BANDS):
         chosen = audible & ((frequency >= low) & (frequency < high))[:, None]
         for k in range(stems):
@@ -113,7 +129,10 @@ def calibrate(samples: Floats, truth: Floats, rate: int, n_fft: int = 2048) -> C
             ranks[k, b] = np.bincount((d < t).sum(0), minlength=n + 1)
             variance[k, b] = d.var(0, ddof=1).sum()
             error[k, b] = np.square(d.mean(0) - t).sum()
-    return Calibration(ranks, variance, error)
+            apart = (weight * np.sort(d, 0)).sum()
+            crps[k, b] = np.abs(d - t).mean(0).sum() - apart
+            size[k, b] = np.abs(t).sum()
+    return Calibration(ranks, variance, error, crps, size)
 
 
 def averaging_gain(samples: Floats, truth: Floats, count: int) -> tuple[Floats, Floats]:

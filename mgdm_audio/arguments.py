@@ -1,0 +1,88 @@
+"""What stands behind options: stems with files, other mixes, intervals; and how errors are told."""
+
+from __future__ import annotations
+
+__all__ = ["gains", "interval", "names", "pairs", "reported", "stem", "write_json"]
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mgdm_audio import STEMS
+
+
+class reported:
+    """Turns the errors of a command into one line."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
+        if isinstance(error, (ValueError, OSError, ArithmeticError, MemoryError, ImportError)):
+            raise click.ClickException(" ".join(str(error).split())) from error
+
+
+def names(text: str) -> list[str]:
+    """A,B,... as names, which are not checked."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def pairs(texts: tuple[str, ...]) -> dict[str, Path]:
+    """STEM=FILE, as often as there are such stems, as files by stem."""
+    found: dict[str, Path] = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not equals or name not in STEMS or name in found or not Path(path).is_file():
+            raise click.UsageError(
+                f"got '{text}', expected STEM=FILE with an existing file and different stems of "
+                f"{', '.join(STEMS)}"
+            )
+        found[name] = Path(path)
+    return found
+
+
+def gains(text: str) -> tuple[Path, list[float]]:
+    """FILE:STEM=GAIN,... as the file and a gain for each stem."""
+    name, _, rest = text.rpartition(":")
+    found = dict.fromkeys(STEMS, 1.0)
+    try:
+        for part in rest.split(","):
+            name_of, _, value = part.partition("=")
+            found[STEMS[STEMS.index(name_of)]] = float(value)
+        if not Path(name).is_file() or not all(map(math.isfinite, found.values())):
+            raise ValueError(text)
+    except ValueError:
+        raise click.UsageError(
+            f"got '{text}', expected FILE:STEM=GAIN,... with an existing file, stems of "
+            f"{', '.join(STEMS)} and finite gains, as instrumental.wav:drums=0"
+        ) from None
+    return Path(name), list(found.values())
+
+
+def interval(text: str) -> tuple[float, float]:
+    """START-STOP, in seconds."""
+    try:
+        start, stop = map(float, text.split("-"))
+    except ValueError:
+        raise click.UsageError(f"got '{text}', expected seconds, as 12.5-12.8") from None
+    return start, stop
+
+
+def stem(path: Path, rate: int) -> Any:
+    """A recording (C, T), float32, that must have this sample rate."""
+    import numpy as np
+
+    from mgdm_audio import audio
+
+    read = audio.read(path)
+    if read.sample_rate != rate:
+        raise ValueError(f"{path} has {read.sample_rate} Hz, expected {rate}")
+    return read.samples.astype(np.float32)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """A value as a file of JSON."""
+    path.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
