@@ -34,7 +34,7 @@ from mgdm_audio.songrun import (
     stamp_of,
 )
 from mgdm_audio.songs import CatalogueSong
-from mgdm_audio.songwork import Separate
+from mgdm_audio.songwork import FULL_DISK, Separate
 
 if TYPE_CHECKING:
     from mgdm_audio.separate import Separator
@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 SETTINGS = "settings.json"
 FIXED = ("device", "batch", "residual", "other")
 """Arguments of a separator that a single song cannot change."""
+
+FULL_DISKS = 5
+"""Songs in a row, for each worker, that find no room before a run stops."""
 
 _ASKING = 16  # files whose state is asked for at the same time
 
@@ -172,10 +175,11 @@ def run(
 
     Raises:
         EngineError: if workers die whatever they are given.
-        OSError: if a manifest cannot be read or written.
+        OSError: if a manifest cannot be read or written, or the disks of all workers are full.
     """
     summary = Summary()
     units = catalogue.units
+    full = 0
     found = _Found(catalogue.runs)
     try:
         for number, outcome in run_all(engine, make, units, found=found):
@@ -186,6 +190,12 @@ def run(
             for record in records:
                 summary.count(record)
                 callback(record)
+                full = full + 1 if (record.error or "").startswith(FULL_DISK) else 0
+            if full > FULL_DISKS * (engine.workers + 1):
+                raise OSError(
+                    f"the last {full} songs found no room, {records[-1].error}; free some, or name "
+                    "another folder (--scratch), and start again"
+                )
     finally:
         for each in catalogue.runs:
             Manifest(join(each.url, MANIFEST)).compact()

@@ -18,15 +18,16 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mgdm_audio.manifest import OK, Manifest, Record
-from mgdm_audio.places import Place, is_local, join
+from mgdm_audio.places import FULL, Place, is_local, join
 from mgdm_audio.songrun import (
     MANIFEST,
+    STEMS_FOLDER,
     Fetched,
     Run,
     Unit,
@@ -36,9 +37,19 @@ from mgdm_audio.songrun import (
     sha256_of,
 )
 from mgdm_audio.songs import CatalogueSong
+from mgdm_audio.write import NoSpace
 
 if TYPE_CHECKING:
     from mgdm_audio.separate import Separator
+
+FULL_DISK = "full disk: "
+"""What the reason of a failure begins with that is the machine's."""
+
+PAUSE = 1.0
+"""Seconds after such a failure, doubled with each: else the worker that does nothing would take the
+songs from those that work."""
+
+LONGEST_PAUSE = 60.0
 
 Build = Callable[..., "Separator"]
 
@@ -102,6 +113,7 @@ class _Worker:
         self.options: Mapping[str, Any] = {}
         self.name = f"{socket.gethostname()}:{os.getpid()}"
         self.versions = json.dumps(versions(), sort_keys=True)
+        self.full = 0
 
     def __call__(self, unit: Unit) -> list[Record]:
         with _threads(self.make.threads):
@@ -124,7 +136,8 @@ class _Worker:
                     ready.append(_Ready(song, began, folder, folder.with_name(key), files))
                 except Exception as error:
                     shutil.rmtree(folder, ignore_errors=True)
-                    yield self._kept(manifest, self._failed(run, song, _reason(song, error), began))
+                    record = self._failed(run, song, _reason(song, error), began)
+                    yield self._kept(run, manifest, record)
             for seed in dict.fromkeys(run.seed_of(each.song) for each in ready):
                 group = [each for each in ready if run.seed_of(each.song) == seed]
                 for each, outcome in _separated(separator, run, group, seed):
@@ -138,14 +151,22 @@ class _Worker:
                         )
                     finally:
                         shutil.rmtree(each.folder, ignore_errors=True)
-                    yield self._kept(manifest, record)
+                    yield self._kept(run, manifest, record)
         finally:
             for each in ready:  # of those that an interruption left
                 shutil.rmtree(each.folder, ignore_errors=True)
 
-    def _kept(self, manifest: Manifest, record: Record) -> Record:
-        """The record, which is in the manifest now."""
+    def _kept(self, run: Run, manifest: Manifest, record: Record) -> Record:
+        """The record, which is in the manifest now; without stems if it failed."""
+        if record.status != OK:
+            place = Place(run.url)
+            stems = [join(STEMS_FOLDER, record.name, f"{n}.{run.container}") for n in run.names]
+            with suppress(Exception):  # of an earlier try; the record says that they do not count
+                place.remove([place.path(stem) for stem in stems])
         manifest.add([record])
+        self.full = self.full + 1 if (record.error or "").startswith(FULL_DISK) else 0
+        if self.full:
+            time.sleep(min(PAUSE * 2 ** (self.full - 1), LONGEST_PAUSE))
         return record
 
     def _opened(self, run: Run) -> Separator:
@@ -210,6 +231,8 @@ class _Worker:
 
 def _reason(song: CatalogueSong, error: BaseException) -> str:
     text = " ".join(str(error).split())
+    if isinstance(error, NoSpace) or getattr(error, "errno", None) in FULL:
+        return FULL_DISK + text
     if text.startswith(song.path):  # it says what it is about
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -22,6 +22,7 @@ from mgdm_audio.audio import BLOCK
 
 __all__ = [
     "BITS",
+    "NoSpace",
     "OutOfRange",
     "check_format",
     "check_space",
@@ -42,6 +43,10 @@ LARGEST_WAV = (1 << 32) - (1 << 16)
 
 _SAME_OUT = {*PCM_BITS, "FLOAT", "DOUBLE"}
 _DECODED_TO_FLOAT = {"VORBIS", "OPUS", "MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III"}
+
+
+class NoSpace(OSError):
+    """A file system has less room than is needed."""
 
 
 class OutOfRange(Exception):
@@ -89,13 +94,13 @@ def file_bytes(channels: int, length: int, subtype: str) -> int:
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Raises OSError if a folder's file system (the folder need not exist) has less room."""
+    """Raises NoSpace if a folder's file system (the folder need not exist) has less room."""
     nearest = folder
     while not nearest.exists() and nearest != nearest.parent:
         nearest = nearest.parent
     free = shutil.disk_usage(nearest).free
     if needed > free:
-        raise OSError(
+        raise NoSpace(
             f"{folder}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free; free "
             "some space, or choose another folder (-o)"
         )

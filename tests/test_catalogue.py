@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -28,11 +29,17 @@ from catalogue_fixtures import (
 )  # fmt: skip
 from click.testing import CliRunner
 
-from mgdm_audio import STEMS, Separator, catalogue, cli, songwork
+from mgdm_audio import STEMS, Separator, catalogue, cli, songwork, write
 from mgdm_audio.engine import LocalEngine
 from mgdm_audio.files import Options, Task, separate_files
 from mgdm_audio.manifest import Manifest
 from mgdm_audio.places import Place
+
+
+@pytest.fixture(autouse=True)
+def without_pauses(monkeypatch):
+    monkeypatch.setattr(songwork, "PAUSE", 0.0)
+
 
 NAMES = ["01", "02", "album/00", "album/03"]
 
@@ -182,10 +189,27 @@ def test_a_full_disk_is_a_failure_with_its_reason(songs, tmp_path, monkeypatch):
     monkeypatch.setattr(sf.SoundFile, "write", write)
     url = separate(songs, tmp_path / "out", scratch=str(full))[0].runs[0].url
     check_complete(url, ["01", "02", "album/00"], ["album/03"])
-    assert "No space left on device" in records(url)["album/03"].error
+    assert records(url)["album/03"].error == "full disk: [Errno 28] No space left on device"
     monkeypatch.undo()
     assert separate(songs, tmp_path / "out")[1].done == 1
     check_complete(url, NAMES)
+
+
+def test_the_worker_with_a_full_disk_waits_ever_longer_and_all_full_stop(
+    songs, tmp_path, monkeypatch
+):
+    waits = []
+    monkeypatch.setattr(songwork, "PAUSE", 1.0)
+    monkeypatch.setattr(songwork.time, "sleep", waits.append)
+    monkeypatch.setattr(catalogue, "FULL_DISKS", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(write.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+        with pytest.raises(OSError, match=r"the last 3 songs found no room, full disk: .* needed"):
+            separate(songs, tmp_path / "out")
+    assert waits == [1, 2, 4]
+    plan, summary = separate(songs, tmp_path / "out")
+    assert summary.done == 4
+    check_complete(plan.runs[0].url, NAMES)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounts a file system")

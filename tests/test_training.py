@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -265,6 +267,62 @@ def test_two_processes_learn_what_one_learns(songs, tmp_path):
     assert (tmp_path / "two" / "curves.png").is_file()
     text = run(command(songs, tmp_path / "two", "--steps", "8"))
     assert "continues at step 6 of 8" in text
+
+
+def torchrun(args: list[str], *options: str) -> list[str]:
+    """The command as one of the README's lines: so many processes, on this of the machines."""
+    return [args[0], "-m", "torch.distributed.run", *options, *args[1:]]
+
+
+def killed(commands: list[list[str]], checkpoint: Path) -> int:
+    """Runs commands until they write a checkpoint, kills all their processes; gives its step."""
+    before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+    started = [
+        subprocess.Popen(args, env={**os.environ, **PLAIN}, start_new_session=True)
+        for args in commands
+    ]
+    try:
+        end = time.monotonic() + 300
+        while not checkpoint.exists() or checkpoint.stat().st_mtime_ns == before:
+            assert time.monotonic() < end
+            assert all(process.poll() is None for process in started)
+            time.sleep(0.01)
+    finally:
+        for process in started:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    return torch.load(checkpoint, weights_only=True)["step"]
+
+
+@pytest.mark.slow
+def test_killed_and_continued_with_other_numbers_of_processes(songs, tmp_path):
+    """Two processes, then two machines of one, then one alone; the lines are the README's."""
+    steps = ["--steps", "60", "--save-minutes", "0", "--validate-minutes", "1000"]
+    run(command(songs, tmp_path / "one", *steps))
+    args, checkpoint = command(songs, tmp_path / "out", *steps), tmp_path / "out" / "checkpoint.pt"
+    first = killed([torchrun(args, "--standalone", "--nproc-per-node=2")], checkpoint)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    machines = [
+        torchrun(
+            args, "--nnodes=2", "--nproc-per-node=1", f"--node-rank={rank}",
+            "--master-addr=127.0.0.1", f"--master-port={port}",
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    second = killed(machines, checkpoint)
+    assert 0 < first < second < 60
+    assert f"continues at step {second} of 60" in run(args)
+    one, out = (
+        torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("one", "out")
+    )
+    assert out["step"] == one["step"] == 60
+    assert out["seconds"] == one["seconds"]
+    last = [read(tmp_path / name / "log.jsonl") for name in ("one", "out")]
+    curves = [[line["valid"] for line in log if "valid" in line][-1] for log in last]
+    for key, value in curves[0].items():
+        assert curves[1][key] == pytest.approx(value, rel=1e-2)
 
 
 @pytest.mark.slow
