@@ -51,6 +51,10 @@ class DAPS(DiffusionSampler):
         prior_std: None for :math:`r_i = \sigma_i`; or the standard deviation s of the stems, in
             units of the signal, with which :math:`r_i^2 = \sigma_i^2 s^2 / (\sigma_i^2 + s^2)`
             is the spread that remains of white stems. For "gaussian".
+        spread: share of that law's deviation from its mean that is drawn, in [0, 1]. Sound that a
+            prior knows well has much less spread than its noise: with the whole of it every level
+            adds more noise than the next call takes away, which grows with the number of levels.
+            For "gaussian".
         tau: width of the likelihood, positive, or None for the problem's `sigma_y`.
         langevin_steps: moves of "langevin", at least 1.
         langevin_rate: their first step size h, in squared units of the signal.
@@ -74,6 +78,7 @@ class DAPS(DiffusionSampler):
     ode_sigma_min: float = 1e-4
     local: str = "gaussian"
     prior_std: float | None = None
+    spread: float = 1.0
     tau: float | None = None
     langevin_steps: int = 50
     langevin_rate: float = 1e-5
@@ -93,6 +98,7 @@ class DAPS(DiffusionSampler):
         for field in ("prior_std", "tau"):
             if getattr(self, field) is not None:
                 check(field, getattr(self, field), 1e-12)
+        check("spread", self.spread, 0, 1)
         check("langevin_steps", self.langevin_steps, 1)
         check("langevin_rate", self.langevin_rate, 0)
         check("langevin_ratio", self.langevin_ratio, 1e-12, 1)
@@ -132,8 +138,7 @@ class DAPS(DiffusionSampler):
             if self.local == "langevin":
                 v = self._langevin(problem, draws, clean, sigma, width, i)
             else:
-                variance = remaining(sigma, self.prior_std) ** 2
-                v = problem.linear.posterior_sample(clean, variance, problem.y, width, draws)
+                v = self._gaussian(problem, draws, clean, sigma, width)
             x = v + white(draws, problem, lower)
         return x
 
@@ -146,6 +151,19 @@ class DAPS(DiffusionSampler):
             x = x + ((g - lower) / g) * (ask(denoise, x, g) - x)
             progress.advance()
         return x
+
+    def _gaussian(
+        self, problem: Problem, draws: Draws, clean: Tensor, sigma: float, width: float | Tensor
+    ) -> Tensor:
+        """Step 2, drawn exactly; of its deviation from the mean, the share `spread`."""
+        law = problem.linear
+        variance = remaining(sigma, self.prior_std) ** 2
+        if self.spread == 0:
+            return law.posterior_mean(clean, variance, problem.y, width)
+        v = law.posterior_sample(clean, variance, problem.y, width, draws)
+        if self.spread == 1:
+            return v
+        return law.posterior_mean(clean, variance, problem.y, width).lerp(v, self.spread)
 
     def _langevin(
         self,
@@ -172,9 +190,11 @@ class DAPS(DiffusionSampler):
 DAPS.PRESETS = {
     # The authors of MGDM ran it so on audio: 200 levels, Langevin, a width of its own.
     "paper": DAPS(local="langevin", tau=5e-3),
-    "fast": DAPS(levels=30, ode_steps=1, sigma_max=1.0, ode_sigma_min=5e-4),
-    "default": DAPS(levels=60, ode_steps=1, sigma_max=1.0, ode_sigma_min=5e-4),
-    "best": DAPS(levels=300, ode_steps=1, sigma_max=1.0, ode_sigma_min=5e-4),
+    # Step 2 without its own spread, which the shipped prior does not take away again: with it four
+    # clips of the validation songs lose 9 dB at 30 levels and 23 dB at 100, without it 0.2 dB.
+    "fast": DAPS(levels=30, ode_steps=1, sigma_max=1.0, ode_sigma_min=5e-4, spread=0.0),
+    "default": DAPS(levels=60, ode_steps=1, sigma_max=1.0, ode_sigma_min=5e-4, spread=0.0),
+    "best": DAPS(levels=300, ode_steps=1, sigma_max=1.0, ode_sigma_min=5e-4, spread=0.0),
     # For operators that are not linear: no gradient through the network is needed for them.
     "gradient": DAPS(
         levels=60,
