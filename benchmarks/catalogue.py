@@ -9,6 +9,8 @@ included).
     python benchmarks/catalogue.py --songs 2000 --seconds 1
     python benchmarks/catalogue.py --songs 20 --seconds 60
     python benchmarks/catalogue.py --songs 40 --seconds 5 --wait 0.5 --workers 1 --workers 2
+    python benchmarks/catalogue.py --dispatch 5000 --ray      # items of nothing
+    python benchmarks/catalogue.py --core examples/mix.wav    # the shipped models on one core
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from mgdm_audio import STEMS, Separator, catalogue, hub
-from mgdm_audio.engine import Engine, LocalEngine
+from mgdm_audio.cost import QUALITIES
+from mgdm_audio.engine import Engine, LocalEngine, run_all
 from mgdm_audio.files import Options, Task, separate_files
 from mgdm_audio.songs import find_songs
 from mgdm_audio.songwork import Separate
@@ -128,6 +131,42 @@ def through(engine: Engine, source: Path, out: Path, make: Callable[..., Separat
         raise RuntimeError(f"{summary.done} of {len(songs)} songs, {summary.failed} failed")
 
 
+def nothing() -> Callable[[int], int]:
+    """A worker that does nothing."""
+    return abs
+
+
+def dispatch(engines: dict[str, Engine], items: int) -> None:
+    """Items a second of each engine, which is the most that its first process keeps up with."""
+    for name, engine in engines.items():
+        answers = run_all(engine, nothing, range(items + 1))
+        next(answers)  # workers are there
+        clock, processor = time.monotonic(), _processor()
+        left = sum(1 for _ in answers)
+        clock, processor = time.monotonic() - clock, _processor() - processor
+        click.echo(
+            f"{name}: {left / clock:.0f} items a second, {1000 * processor / left:.2f} ms of the "
+            "first process's processor each"
+        )
+
+
+def core(path: Path) -> None:
+    """Processor seconds and calls of the shipped models on a recording, with one thread."""
+    x, rate = sf.read(path, always_2d=True)
+    samples = np.ascontiguousarray(np.tile(x, (3, 1)).T)
+    minutes = samples.shape[1] / rate / 60
+    for quality in ("fast", "default"):
+        separator = Separator(**QUALITIES[quality], device="cpu")
+        separator.separate(samples[:, : 2 * rate], rate, seed=0)
+        began = _processor()
+        result = separator.separate(samples, rate, seed=0)
+        spent = _processor() - began
+        click.echo(
+            f"{quality}: {spent / minutes:.1f} processor seconds a minute of song "
+            f"({result.stats['calls']} calls, {result.settings['precision']})"
+        )
+
+
 @click.command(help=__doc__)
 @click.option("--songs", default=200, show_default=True)
 @click.option("--seconds", default=1.0, show_default=True, help="Length of a song.")
@@ -135,16 +174,34 @@ def through(engine: Engine, source: Path, out: Path, make: Callable[..., Separat
 @click.option("--turns", default=4, show_default=True, help="Parts that the songs go in, by turns.")
 @click.option("--workers", multiple=True, default=(1,), show_default=True, type=int)
 @click.option("--ray", "with_ray", is_flag=True, help="On a Ray cluster of this machine as well.")
+@click.option("--dispatch", "items", default=0, help="Instead: items of nothing.")
+@click.option("--core", "recording", type=click.Path(exists=True, path_type=Path),
+              help="Instead: the shipped models on this recording.")  # fmt: skip
 def main(
-    songs: int, seconds: float, wait: float, turns: int, workers: tuple[int, ...], with_ray: bool
+    songs: int,
+    seconds: float,
+    wait: float,
+    turns: int,
+    workers: tuple[int, ...],
+    with_ray: bool,
+    items: int,
+    recording: Path | None,
 ) -> None:
     torch.set_num_threads(1)
+    if recording is not None:
+        core(recording)
+        return
     make = partial(build, wait)
-    engines: dict[str, Engine] = {f"local, {n} workers": LocalEngine(n) for n in workers}
+    engines: dict[str, Engine] = {
+        f"local, {n} workers": LocalEngine(n, isolate=items > 0) for n in workers
+    }
     if with_ray:
         from mgdm_audio.engine_ray import RayEngine
 
         engines |= {f"ray, {n} workers": RayEngine(n) for n in workers}
+    if items:
+        dispatch(engines, items)
+        return
     spent = {name: Spent() for name in ("loop", *engines)}
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(turns):

@@ -157,14 +157,12 @@ def _here(device: str, precision: str) -> tuple[str, int]:
 
 def _engine(asked: Asked, device: str, gpus: int) -> tuple[Engine, int]:
     """The engine, and how many GPUs it has."""
+    from mgdm_audio.engine import LocalEngine, engine_of
+
     if asked.engine == "ray":
-        from mgdm_audio.engine_ray import RayEngine
-
         share = 0.0 if device == "cpu" else asked.gpu_share
-        cluster = RayEngine(asked.workers, asked.threads, share)
-        return cluster, cluster.gpus
-    from mgdm_audio.engine import LocalEngine
-
+        cluster = engine_of("ray", asked.workers, asked.threads, share)
+        return cluster, getattr(cluster, "gpus", 0)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     count = asked.workers or gpus or max(1, (cores or 1) // asked.threads)
     return LocalEngine(count, gpus if gpus > 1 else 0), gpus
@@ -219,10 +217,7 @@ def _reported() -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        extra = {"ray": "ray", "s3fs": "s3", "boto3": "s3", "botocore": "s3"}
-        wanted = extra.get((error.name or "").split(".")[0], "catalogue")
-        if "s3fs" in str(error):
-            wanted = "s3"
+        wanted = "s3" if "s3fs" in str(error) else "catalogue"
         raise click.ClickException(
             f"{' '.join(str(error).split())}: pip install 'mgdm-audio[{wanted}]'"
         ) from error

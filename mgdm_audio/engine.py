@@ -8,13 +8,13 @@ stops nothing. An item whose worker dies is given to another one, some times.
 
 from __future__ import annotations
 
-__all__ = ["Engine", "EngineError", "Failed", "LocalEngine", "Make", "run_all"]
+__all__ = ["Engine", "EngineError", "Failed", "LocalEngine", "Make", "engine_of", "run_all"]
 
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol, TypeVar
@@ -74,8 +74,8 @@ def run_all(
     items: Sequence[T],
     attempts: int = ATTEMPTS,
     found: Callable[[Sequence[T]], Iterable[tuple[int, R]]] | None = None,
-) -> Iterator[tuple[int, R | Failed]]:
-    """Works on items until each has a result.
+) -> Generator[tuple[int, R | Failed], None, None]:
+    """Works on items until each has a result; closed, it stops the workers.
 
     Arguments:
         engine: where.
@@ -110,6 +110,34 @@ def run_all(
                 "was lost"
             ),
         )
+
+
+def engine_of(
+    kind: str, workers: int | None = None, cores: int = 1, gpu_share: float | None = None
+) -> Engine:
+    """The engine that a command line asks for.
+
+    Arguments:
+        kind: ``local`` or ``ray``.
+        workers: their number; None is one locally, and as many as a cluster has room for.
+        cores, gpu_share: see :class:`mgdm_audio.engine_ray.RayEngine`.
+
+    Raises:
+        EngineError: if Ray is not installed, or the cluster cannot be used.
+        ValueError: for another kind.
+    """
+    if kind == "local":
+        return LocalEngine(workers or 1)
+    if kind != "ray":
+        raise ValueError(f"the engine must be local or ray, got '{kind}'")
+    try:
+        from mgdm_audio.engine_ray import RayEngine
+
+        return RayEngine(workers, cores, gpu_share)
+    except ImportError as error:
+        raise EngineError(
+            f"Ray is not installed ({error}): pip install 'mgdm-audio[ray]'"
+        ) from error
 
 
 class Guarded:

@@ -13,6 +13,7 @@ import yaml
 from click.testing import CliRunner
 
 from mgdm_audio import Separator, hub, metrics, samplers
+from mgdm_audio.engine import LocalEngine
 from mgdm_audio.samplers.ddnm import DDNM
 from recipes.compare import figures, honesty, pareto, report, score, table, tune
 from recipes.compare.bench import Bench, Entry, Failed
@@ -134,6 +135,24 @@ def test_shares_are_disjoint_and_complete(bench, corpus):
     for part in (1, 2):
         bench.fill(jobs, share=(part, 3))
     assert [bench.done(CHEAP, clip) for clip in listed] == [2, 2]
+
+
+@pytest.mark.slow
+def test_samples_of_several_workers_are_those_of_one(bench, corpus, prior, tmp_path):
+    listed = clips(corpus / "valid", TINY)
+    jobs = [(CHEAP, clip, s) for s in range(2) for clip in listed]
+    assert bench.fill(jobs)
+    said = []
+    other = Bench(
+        prior, tmp_path / "other", device="cpu", precision="float32", say=said.append,
+        engine=LocalEngine(2),
+    )  # fmt: skip
+    assert other.fill(jobs)
+    assert len(said) == len(jobs)
+    for clip in listed:
+        for number in range(2):
+            a, b = (one.separate(CHEAP, clip, number).stems for one in (bench, other))
+            assert np.array_equal(a, b)
 
 
 def test_out_of_time(bench, corpus):

@@ -8,6 +8,7 @@ the mean of two and the mean of four come out of the same four samples: the sepa
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -26,8 +27,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mgdm_audio import Separator, __version__, hub, samplers
+from mgdm_audio import engine as engines
 from mgdm_audio.denoise import CountingDenoiser, Denoiser
 from mgdm_audio.draws import Draws
+from mgdm_audio.engine import Engine, LocalEngine, run_all
 from mgdm_audio.evaluate import TrackScores, evaluate_track
 from mgdm_audio.samplers.base import Callback, Cost, Problem, Progress, Sampler
 from recipes.compare.clips import Clip
@@ -192,6 +195,7 @@ class Bench:
         device, precision, batch: see :class:`mgdm_audio.Separator`.
         seed: of the run.
         say: told one line of progress at a time.
+        engine: where samples are drawn; workers elsewhere need the same store.
     """
 
     def __init__(
@@ -205,8 +209,10 @@ class Bench:
         batch: int | None = None,
         seed: int = 0,
         say: Callable[[str], None] = lambda line: None,
+        engine: Engine | None = None,
     ) -> None:
         self.prior, self.store, self.seed, self.say = prior, Path(store), seed, say
+        self.engine: Engine = engine or LocalEngine()
         self.regressor = regressor
         self.options = {"device": device, "precision": precision, "batch": batch}
 
@@ -322,20 +328,24 @@ class Bench:
             and not (folder / "failed.txt").is_file()
         ]
         start = time.monotonic()
-        for done, (entry, clip, number) in enumerate(missing):
+        drawn = run_all(self.engine, _Draw(self, torch.get_num_threads()), missing)
+        for done in range(len(missing)):
             spent = time.monotonic() - start
             if minutes is not None and spent > 60 * minutes:
                 self.say(f"out of time: {len(missing) - done} of {len(missing)} samples not drawn")
+                drawn.close()
                 return False
-            try:
-                outcome = self.separate(entry, clip, number)
-            except Failed as error:
-                self.say(f"{entry.method} {clip.name}: {error}")
+            index, outcome = next(drawn)
+            entry, clip, number = missing[index]
+            if isinstance(outcome, engines.Failed):
+                raise RuntimeError(f"{entry.method} {clip.name}: {outcome.reason}")
+            if isinstance(outcome, str):
+                self.say(f"{entry.method} {clip.name}: {outcome}")
                 continue
             left = (time.monotonic() - start) / (done + 1) * (len(missing) - done - 1)
             self.say(
                 f"{done + 1}/{len(missing)} {entry.method} {entry.note} {clip.name} "
-                f"sample {number}: {outcome.spent.seconds:.1f} s, about {left / 60:.0f} min left"
+                f"sample {number}: {outcome:.1f} s, about {left / 60:.0f} min left"
             )
         return True
 
@@ -353,6 +363,39 @@ class Bench:
             )
             outcomes.append(outcome)
         return tracks, outcomes
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """Makes workers that draw samples into the store, see :data:`mgdm_audio.engine.Make`.
+
+    Arguments:
+        bench: with which; it goes to the worker without its voice.
+        threads: of a worker on a processor.
+    """
+
+    bench: Bench
+    threads: int
+
+    def __call__(self) -> Callable[[tuple[Entry, Clip, int]], float | str]:
+        """The worker: it gives the seconds of a sample, or why there is none."""
+        torch.set_num_threads(self.threads)
+        return self._draw
+
+    def _draw(self, job: tuple[Entry, Clip, int]) -> float | str:
+        try:
+            return self.bench.separate(*job).spent.seconds
+        except Failed as error:
+            return str(error)
+
+    def __getstate__(self) -> dict[str, Any]:
+        silent = copy.copy(self.bench)
+        silent.say, silent.engine = _nothing, LocalEngine()
+        return {"bench": silent, "threads": self.threads}
+
+
+def _nothing(line: str) -> None:
+    """Says nothing."""
 
 
 def tuples(value: Any) -> Any:

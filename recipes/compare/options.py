@@ -11,6 +11,7 @@ import click
 import torch
 
 from mgdm_audio import hub
+from mgdm_audio.engine import EngineError, engine_of
 from mgdm_audio.separate import resolve_device
 from recipes.compare.bench import Bench, tuples
 
@@ -37,6 +38,14 @@ _SHARED = (
         show_default=True,
     ),
     click.option("--threads", default=1, show_default=True, help="Threads on a CPU."),
+    click.option(
+        "--engine",
+        type=click.Choice(["local", "ray"]),
+        default="local",
+        show_default=True,
+        help="Processes of this machine, or a Ray cluster that sees the same store.",
+    ),
+    click.option("--workers", type=click.IntRange(1), help="Samples drawn at a time."),
     click.option("--seed", default=0, show_default=True),
     click.option("--minutes", type=float, help="Begin no sample after so many minutes."),
     click.option(
@@ -63,6 +72,8 @@ def make_bench(
     device: str,
     precision: str,
     threads: int,
+    engine: str,
+    workers: int | None,
     seed: int,
 ) -> Bench:
     """The bench of a command's options; its progress goes to stderr."""
@@ -70,6 +81,10 @@ def make_bench(
     place = resolve_device(device)
     if regressor is None and "regressor" in {info.name for info in hub.models()}:
         regressor = "regressor"
+    try:
+        where = engine_of(engine, workers, threads)
+    except EngineError as error:
+        raise click.ClickException(str(error)) from error
     return Bench(
         hub.load(model, place),
         store,
@@ -78,6 +93,7 @@ def make_bench(
         precision=precision,
         seed=seed,
         say=lambda line: click.echo(line, err=True),
+        engine=where,
     )
 
 

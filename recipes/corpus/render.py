@@ -6,7 +6,8 @@ import json
 import os
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from scipy import signal
 if __package__ in (None, ""):  # run as a script: make the package importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from mgdm_audio.engine import EngineError, Failed, engine_of, run_all
 from recipes.corpus.effects import Audio, apply_chain, loudness, rms
 from recipes.corpus.grooves import MissingProgram
 from recipes.corpus.gus import render_gus
@@ -186,12 +188,25 @@ def render_song(
     return pcm, line
 
 
-def _work(out: Path, split: str, number: int, seed: int, permissive_only: bool) -> dict[str, Any]:
-    pcm, line = render_song(split, number, seed, permissive_only)
-    temporary = out / f".{number:06d}.{os.getpid()}.npy"
-    np.save(temporary, pcm)
-    temporary.rename(out / line["file"])
-    return line
+@dataclass(frozen=True)
+class Render:
+    """Makes workers that render songs, see :data:`mgdm_audio.engine.Make`."""
+
+    out: Path
+    split: str
+    seed: int
+    permissive_only: bool
+
+    def __call__(self) -> Callable[[int], dict[str, Any]]:
+        """The worker: it writes the song of a number and gives its line of the index."""
+        return self._work
+
+    def _work(self, number: int) -> dict[str, Any]:
+        pcm, line = render_song(self.split, number, self.seed, self.permissive_only)
+        temporary = self.out / f".{number:06d}.{os.getpid()}.npy"
+        np.save(temporary, pcm)
+        temporary.rename(self.out / line["file"])
+        return line
 
 
 def finished(index: Path) -> set[int]:
@@ -206,11 +221,25 @@ def finished(index: Path) -> set[int]:
 @click.option("--songs", default=600, show_default=True, help="Number of songs wanted in all.")
 @click.option("--first", default=0, show_default=True, help="Number of the first song.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the split.")
-@click.option("--jobs", default=1, show_default=True, help="Processes.")
+@click.option("--jobs", default=1, show_default=True, help="Songs at a time.")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Processes of this machine, or a Ray cluster that sees the same folders.",
+)
 @click.option("--seed", default=0, show_default=True, help="Seed of the corpus.")
 @click.option("--permissive-only", is_flag=True, help="Use only sources under permissive licences.")
 def main(
-    split: str, songs: int, first: int, out: Path, jobs: int, seed: int, permissive_only: bool
+    split: str,
+    songs: int,
+    first: int,
+    out: Path,
+    jobs: int,
+    engine: str,
+    seed: int,
+    permissive_only: bool,
 ) -> None:
     try:
         check_files(_sources(split, permissive_only)[0].patches)
@@ -238,15 +267,13 @@ def main(
         )
 
     try:
-        if jobs == 1:
-            for count, number in enumerate(wanted, 1):
-                keep(_work(out, split, number, seed, permissive_only), count)
-        else:
-            with ProcessPoolExecutor(jobs) as pool:
-                tasks = [pool.submit(_work, out, split, n, seed, permissive_only) for n in wanted]
-                for count, task in enumerate(as_completed(tasks), 1):
-                    keep(task.result(), count)
-    except MissingProgram as error:
+        work = Render(out.resolve(), split, seed, permissive_only)
+        rendered = run_all(engine_of(engine, jobs), work, wanted)
+        for count, (index_of, result) in enumerate(rendered, 1):
+            if isinstance(result, Failed):
+                raise click.ClickException(f"song {wanted[index_of]}: {result.reason}")
+            keep(result, count)
+    except EngineError as error:
         raise click.ClickException(str(error)) from error
 
 
