@@ -48,6 +48,21 @@ def test_separate_and_draw_again(studio, song):
     np.testing.assert_array_equal(written, second["stems"]["piano"].reshape(-1))
 
 
+def test_the_shipped_models_begin_with_the_regressor():
+    studio = Studio(None, "cpu", **OPTIONS)
+    try:
+        assert studio.prior.name == "default"
+        for quality in ("fast", "best"):
+            first, again = studio.separator(quality), studio.separator(quality, again=True)
+            assert first.describe()["warm_start"] == again.describe()["warm_start"] == "regressor"
+            assert (first.method, again.method) == ("mgdm", "ding")
+            assert again.preset == quality
+            assert first.prior is studio.prior
+        assert first.song_settings.average == 4
+    finally:
+        studio.close()
+
+
 def test_messages(studio, tmp_path):
     bad = tmp_path / "bad.wav"
     bad.write_bytes(b"this is no audio")
@@ -119,8 +134,11 @@ def test_in_a_browser(driver, prior, song, tmp_path):
         assert len(driver.find_elements(By.CSS_SELECTOR, "#files a[href]")) >= 2
         for name in STEMS:
             assert find(f"#{name} audio, #{name} [data-testid]") is not None
+        box = find("#new-seed input")
+        box.clear()
+        box.send_keys("7")
         find("#again").click()
-        wait.until(lambda d: "bass 1" in find("#said").text)
+        wait.until(lambda d: "bass 7" in find("#said").text)
         links = [
             a.get_attribute("href") for a in driver.find_elements(By.CSS_SELECTOR, "#files a[href]")
         ]
