@@ -75,9 +75,9 @@ def write_song(path: Path, seconds: float, silence: tuple[float, float] | None =
     """Noise that swells, in stereo; silent between two moments."""
     rng = np.random.default_rng(0)
     with sf.SoundFile(path, "w", RATE, 2, "PCM_16") as file:
-        done = 0
-        while done < seconds * RATE:
-            n = min(RATE, round(seconds * RATE) - done)
+        done, length = 0, round(seconds * RATE)
+        while done < length:
+            n = min(RATE, length - done)
             second = done / RATE
             quiet = silence is not None and silence[0] <= second < silence[1]
             file.write(np.zeros((n, 2)) if quiet else 0.1 * rng.standard_normal((n, 2)))
