@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["gains", "interval", "names", "pairs", "reported", "stem", "write_json"]
+__all__ = ["gains", "interval", "intervals", "names", "pairs", "reported", "stem", "write_json"]
 
 import json
 import math
@@ -69,6 +69,20 @@ def interval(text: str) -> tuple[float, float]:
     except ValueError:
         raise click.UsageError(f"got '{text}', expected seconds, as 12.5-12.8") from None
     return start, stop
+
+
+def intervals(mask: Path, rate: int, length: int) -> list[tuple[float, float]]:
+    """Seconds (start, stop) in which a recording of this rate and length is not silent."""
+    import numpy as np
+
+    heard = np.abs(stem(mask, rate)).max(0) > 0
+    if len(heard) != length or not heard.any():
+        raise ValueError(
+            f"{mask} has {len(heard)} samples, {int(heard.sum())} of them not silent; expected "
+            f"{length}, and sound where the recording is to be filled in"
+        )
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], heard, [False]])))
+    return [(a / rate, b / rate) for a, b in edges.reshape(-1, 2).tolist()]
 
 
 def stem(path: Path, rate: int) -> Any:

@@ -273,6 +273,11 @@ def generate(
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--gap", multiple=True, metavar="START-STOP", help="Seconds to fill in.")
+@click.option(
+    "--mask",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Recording of FILE's length that is not silent where FILE is to be filled in.",
+)
 @click.option("--dropouts", is_flag=True, help="Fill in runs of digital silence.")
 @click.option("--clipped", is_flag=True, help="Undo clipping; the level is looked for.")
 @click.option("--clip-level", type=click.FloatRange(0, min_open=True), help="The level.")
@@ -282,8 +287,9 @@ def generate(
 @click.option("--stem", type=click.Choice(STEMS), help="FILE is this stem, not a mix.")
 @_common
 def repair(
-    file: Path, gap: tuple[str, ...], dropouts: bool, clipped: bool, clip_level: float | None,
-    lowpass: float | None, bits: int | None, stem: str | None, output: Path, **options: Any,
+    file: Path, gap: tuple[str, ...], mask: Path | None, dropouts: bool, clipped: bool,
+    clip_level: float | None, lowpass: float | None, bits: int | None, stem: str | None,
+    output: Path, **options: Any,
 ) -> None:  # fmt: skip
     """Repair FILE, a mix or a stem. What is not damaged stays as it is.
 
@@ -293,13 +299,15 @@ def repair(
     mgdm-audio repair old.wav --lowpass 4000 -o wide.wav
     """
     kinds = {
-        "gap": bool(gap) or dropouts, "clip": clipped or clip_level is not None,
+        "gap": bool(gap) or dropouts or mask is not None, "clip": clipped or clip_level is not None,
         "lowpass": lowpass is not None, "bits": bits is not None,
     }  # fmt: skip
     if sum(kinds.values()) != 1:
         raise click.UsageError(
-            "say what to repair: one of --gap or --dropouts, --clipped, --lowpass, --bits"
+            "say what to repair: one of --gap, --mask or --dropouts, --clipped, --lowpass, --bits"
         )
+    if dropouts and (gap or mask is not None):
+        raise click.UsageError("--dropouts looks for gaps; leave out --gap and --mask, or it")
     if output.exists() and not options["overwrite"]:
         raise click.ClickException(f"{output} exists; use --overwrite")
     import numpy as np
@@ -311,11 +319,14 @@ def repair(
     kind = next(name for name, asked in kinds.items() if asked)
     with arguments.reported():
         recording = audio.read(file)
+        gaps = [arguments.interval(text) for text in gap]
+        if mask is not None:
+            gaps += arguments.intervals(mask, recording.sample_rate, recording.samples.shape[1])
         separator = _made(options, repairs.METHODS[kind])
         progress = Progress(file.name, options["quiet"])
         result = repairs.repair(
             separator, recording.samples, recording.sample_rate, kind, [options["seed"]],
-            stem=stem, gaps=[arguments.interval(text) for text in gap] or None, level=clip_level,
+            stem=stem, gaps=gaps or None, level=clip_level,
             cutoff=lowpass, bits=bits, callback=progress,
         )  # fmt: skip
         progress.close()

@@ -108,6 +108,16 @@ def test_repair(song):
     assert np.array_equal(out[:3000], x[:3000])
     assert np.array_equal(out[3200:], x[3200:])
     assert np.abs(out[3000:3200]).max() > 0.01
+    mask = np.zeros(12000, np.float32)
+    mask[3000:3100] = mask[3150:3200] = 1
+    sf.write("mask.wav", mask, RATE)
+    run("repair", "hole.wav", "--mask", "mask.wav", "-o", "part.wav", "--method", "ding", *FAST)
+    assert np.array_equal(np.flatnonzero(sound("part.wav") != x), np.flatnonzero(mask))
+    sf.write("short.wav", mask[:99], RATE)
+    assert (
+        "expected 12000"
+        in run("repair", "hole.wav", "--mask", "short.wav", "-o", "q.wav", code=1).output
+    )
     assert "one of --gap" in run("repair", "hole.wav", "-o", "y.wav", code=2).output
     assert "exists" in run("repair", "hole.wav", "--dropouts", "-o", "whole.wav", code=1).output
     assert "no level" in run("repair", "hole.wav", "--clipped", "-o", "z.wav", code=1).output

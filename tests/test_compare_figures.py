@@ -211,11 +211,13 @@ def test_honesty(prior: hub.Prior, music: np.ndarray, tmp_path: Path):
     silent = make_clip(music, 5)
     silent.stems[1] = 0
     bench.fill([(entry, silent, 0)])
-    result.silent_db, result.mix_db = honesty.silence(bench, entry, [silent])
+    result.silent_db, result.mix_db = honesty.where_silent(bench, entry, [silent])
     assert np.isnan(result.silent_db).tolist() == [True, False, True, True]
     assert result.silent_db[1] < result.mix_db
     text = honesty.markdown(result, "# A title")
     assert "best of 3, chosen with the true stems" in text
+    assert f"the spread is {result.calibration.whole_ratio():.2f} of the error" in text
+    assert 0 < result.calibration.whole_coverage() < 1
     rows = list(csv.DictReader(honesty.csv_text(result).splitlines()))
     shares = [
         float(row["value"])

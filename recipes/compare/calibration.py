@@ -81,6 +81,17 @@ class Calibration:
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.sqrt((1 + 1 / self.samples) * self.variance / self.error)
 
+    def whole_coverage(self) -> float:
+        """:meth:`coverage` over all coordinates."""
+        return float(self.ranks[..., 1:-1].sum() / max(1, self.ranks.sum()))
+
+    def whole_ratio(self) -> float:
+        """:meth:`spread_ratio` over all coordinates; nan where nothing sounds."""
+        error = float(self.error.sum())
+        if error == 0:
+            return math.nan
+        return math.sqrt((1 + 1 / self.samples) * float(self.variance.sum()) / error)
+
     def relative_crps(self) -> Floats:
         """The ranked probability score over that of silence, (K, bands): the less the better."""
         with np.errstate(divide="ignore", invalid="ignore"):

@@ -1,4 +1,4 @@
-"""How honest a method's posterior samples are, on validation clips: CSV, Markdown and PNG.
+"""How honest a method's posterior samples are, on held-out clips: CSV, Markdown and PNG.
 
 SI-SDRi of one sample, of the mean of n, and of the oracle's best of n (which needs the true stems:
 no method); what averaging gains in squared error beside what it gains where samples are exact;
@@ -117,7 +117,9 @@ def examine(bench: Bench, entry: Entry, listed: Sequence[Clip], count: int) -> H
     )
 
 
-def silence(bench: Bench, entry: Entry, listed: Sequence[Clip]) -> tuple[metrics.Floats, float]:
+def where_silent(
+    bench: Bench, entry: Entry, listed: Sequence[Clip]
+) -> tuple[metrics.Floats, float]:
     """Level of one sample where a stem is silent (K,), and of the mixtures, dB re full scale."""
     tracks, _ = bench.score(entry, listed)
     if not tracks:
@@ -145,6 +147,9 @@ def rows_of(honesty: Honesty) -> list[tuple[str, str, str, float, float | None]]
         for b, place in enumerate(_BAND_NAMES):
             rows.append(("coverage of the samples' range", stem, place, coverage[k, b], nominal))
             rows.append(("spread over error", stem, place, ratio[k, b], 1.0))
+            crps = honesty.calibration.relative_crps()[k, b]
+            rows.append(("ranked probability score over that of silence", stem, place, crps, None))
+    rows.append(("spread over error", "all", "all", honesty.calibration.whole_ratio(), 1.0))
     rows.append(("residual of the mixture, dB", "all", "", honesty.residual_db, None))
     for stem, level in zip(honesty.stems, honesty.silent_db, strict=True):
         rows.append(("level where the stem is silent, dB", stem, "", level, None))
@@ -187,13 +192,21 @@ def markdown(honesty: Honesty, head: str) -> str:
          honesty.calibration.nominal_coverage()),
         ("Spread of the samples over the error of their mean",
          honesty.calibration.spread_ratio(), 1.0),
+        ("Ranked probability score over that of silence: less is better",
+         honesty.calibration.relative_crps(), None),
     ):  # fmt: skip
-        lines += ["", f"**{title}** (exact samples: {exact:.2f})", "", _line(["", *_BAND_NAMES])]
+        note = "" if exact is None else f" (exact samples: {exact:.2f})"
+        lines += ["", f"**{title}**{note}", "", _line(["", *_BAND_NAMES])]
         lines.append(_line(["---"] + ["---:"] * len(BANDS)))
         for stem, row in zip(honesty.stems, table, strict=True):
             lines.append(_line([stem, *(f"{value:.2f}" for value in row)]))
     residual = f"{honesty.residual_db:.1f} dB" if np.isfinite(honesty.residual_db) else "nothing"
     lines += [
+        "",
+        f"Over all stems and bands, the spread is {honesty.calibration.whole_ratio():.2f} of the "
+        "error, and the truth is in the samples' range in "
+        f"{100 * honesty.calibration.whole_coverage():.0f} % of the coordinates (exact samples: "
+        f"{100 * honesty.calibration.nominal_coverage():.0f} %).",
         "",
         f"A single sample leaves {residual} of the mixture before it is made to add up. "
         f"The mixtures of the clips with silent stems are at {honesty.mix_db:.1f} dB.",
@@ -242,6 +255,13 @@ def _line(cells: Sequence[str]) -> str:
 @click.option("--set", "settings", multiple=True, help="Sampler setting, name=JSON.")
 @click.option("--samples", "count", type=click.IntRange(2), default=8, show_default=True)
 @click.option("--list", "which", type=click.Choice(list(LISTS)), default="tune", show_default=True)
+@click.option("--split", type=click.Choice(["valid", "test"]), default="valid", show_default=True)
+@click.option(
+    "--silence/--no-silence",
+    default=True,
+    show_default=True,
+    help="Whether the clips of the list sparse are drawn too.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Results file without suffix.")
 def main(
     corpus: Path,
@@ -250,6 +270,8 @@ def main(
     settings: tuple[str, ...],
     count: int,
     which: str,
+    split: str,
+    silence: bool,
     out: Path | None,
     minutes: float | None,
     share: tuple[int, int],
@@ -257,14 +279,15 @@ def main(
 ) -> None:
     bench = make_bench(**options)
     entry = Entry(method, preset, dict(map(parse_setting, settings)))
-    listed, sparse = (clips(corpus / "valid", LISTS[name]) for name in (which, "sparse"))
-    jobs = [(entry, clip, 0) for clip in sparse]
+    listed, sparse = (clips(corpus / split, LISTS[name]) for name in (which, "sparse"))
+    jobs = [(entry, clip, 0) for clip in sparse if silence]
     jobs += [(entry, clip, number) for number in range(count) for clip in listed]
     bench.fill(jobs, minutes, share)
     honesty = examine(bench, entry, listed, count)
-    honesty.silent_db, honesty.mix_db = silence(bench, entry, sparse)
+    if silence:
+        honesty.silent_db, honesty.mix_db = where_silent(bench, entry, sparse)
     title = f"{method} ({entry.text()})"
-    head = f"# Posterior samples of {title}\n\nModel {bench.prior.sha256[:8]}, valid {which}."
+    head = f"# Posterior samples of {title}\n\nModel {bench.prior.sha256[:8]}, {split} {which}."
     text = markdown(honesty, head)
     click.echo(text)
     target = RESULTS / f"honesty-{method}" if out is None else out
