@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -274,13 +276,21 @@ def torchrun(args: list[str], *options: str) -> list[str]:
     return [args[0], "-m", "torch.distributed.run", *options, *args[1:]]
 
 
+def descendants(pid: int) -> list[int]:
+    """A process and all that it started and they started."""
+    found = [pid]
+    for parent in found:
+        listed = subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True, check=False
+        )
+        found += [int(child) for child in listed.stdout.split()]
+    return found
+
+
 def killed(commands: list[list[str]], checkpoint: Path) -> int:
     """Runs commands until they write a checkpoint, kills all their processes; gives its step."""
     before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
-    started = [
-        subprocess.Popen(args, env={**os.environ, **PLAIN}, start_new_session=True)
-        for args in commands
-    ]
+    started = [subprocess.Popen(args, env={**os.environ, **PLAIN}) for args in commands]
     try:
         end = time.monotonic() + 300
         while not checkpoint.exists() or checkpoint.stat().st_mtime_ns == before:
@@ -288,13 +298,17 @@ def killed(commands: list[list[str]], checkpoint: Path) -> int:
             assert all(process.poll() is None for process in started)
             time.sleep(0.01)
     finally:
+        # torchrun gives its processes sessions of their own, in which they would outlive it.
+        for pid in [pid for process in started for pid in descendants(process.pid)]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         for process in started:
-            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     return torch.load(checkpoint, weights_only=True)["step"]
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("ps") is None, reason="kills processes with ps")
 def test_killed_and_continued_with_other_numbers_of_processes(songs, tmp_path):
     """Two processes, then two machines of one, then one alone; the lines are the README's."""
     steps = ["--steps", "60", "--save-minutes", "0", "--validate-minutes", "1000"]
