@@ -31,7 +31,7 @@ per stem and bin, the default prior's backbone of {parameters:.1f} M parameters
 - **Training data:** {songs} songs, {hours} hours, rendered by `recipes/corpus`, remixed and
   varied as for the prior; all sources and patches are in `recipes/corpus/sources.tsv`.
 - **Training:** {today}, `recipes/regressor/train.py`, {steps} steps, {hours_seen} hours of audio
-  seen, {minutes:.0f} minutes of one core. It started from the weights of {initial}.
+  seen, {minutes:.0f} minutes of one core. It started from the weights of {initial}.{mean}
 - **Loss:** negative SNR of the waveform and, a quarter of the weight, of mel bands.
 - **Level:** mixtures have an RMS of {level}; the separator brings its input there.
 
@@ -72,6 +72,7 @@ def export(
     summary: str,
     crops: np.ndarray | None = None,
     precision: torch.dtype = torch.float32,
+    earlier: Path | None = None,
 ) -> ModelInfo:
     """Writes the averaged weights of a checkpoint as a model called like its folder.
 
@@ -83,8 +84,20 @@ def export(
         crops: validation crops to score the weights on, (N, 4, T), or None for the last of the
             log's scores.
         precision: of the network while it is scored.
+        earlier: another checkpoint of the same run: the mean of both weights is taken. Where a run
+            goes on with other songs, the mean keeps more of what each knew (Wortsman et al., 2022,
+            arXiv:2109.01903).
     """
     run = Training.resume(checkpoint, corpus)
+    mean = ""
+    if earlier is not None:
+        other = Training.resume(earlier, corpus)
+        with torch.no_grad():
+            for own, theirs in zip(
+                run.average.parameters(), other.average.parameters(), strict=True
+            ):
+                own.lerp_(theirs, 0.5)
+        mean = f" The weights are the mean of those at step {other.step} and at the end."
     scores = validations(checkpoint.with_name("log.jsonl"))
     if crops is not None:
         scores.append({"step": run.step, "valid_si_sdri": run.validate(crops, precision)})
@@ -130,6 +143,7 @@ def export(
         minutes=run.minutes,
         initial=run.initial.replace(" ", ", SHA-256 ") or "no model",
         level=info.level,
+        mean=mean,
         table="".join(rows),
     )
     (folder / "README.md").write_text(card)
@@ -143,13 +157,24 @@ def export(
 @click.option("--valid", type=click.Path(path_type=Path), help="Validation songs, to score on.")
 @click.option("--summary", default="Regressor of bass, drums, guitar and piano from their mix")
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
+@click.option(
+    "--earlier",
+    type=click.Path(exists=True, path_type=Path),
+    help="Another checkpoint of the run: the mean of both weights is exported.",
+)
 def main(
-    checkpoint: Path, folder: Path, corpus: Path, valid: Path | None, summary: str, precision: str
+    checkpoint: Path,
+    folder: Path,
+    corpus: Path,
+    valid: Path | None,
+    summary: str,
+    precision: str,
+    earlier: Path | None,
 ) -> None:
     torch.set_num_threads(1)
     crops = None if valid is None else validation_crops(valid, 131_072)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    info = export(checkpoint, StemCorpus(corpus / "train"), folder, summary, crops, dtype)
+    info = export(checkpoint, StemCorpus(corpus / "train"), folder, summary, crops, dtype, earlier)
     click.echo(f"{folder}: {info.parameters} parameters, sha256 {info.sha256}")
 
 
