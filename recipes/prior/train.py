@@ -51,7 +51,8 @@ class Settings(trainer.Settings):
         decay_from: the share of the run after which the learning rate falls (cosine to 1 %).
         log_sigma_mean: mean of ln(sigma) in training.
         log_sigma_std: standard deviation of ln(sigma); sigma is clipped to [3e-4, 20].
-        independent: of the items without leaks, the share whose stems have independent noise levels.
+        independent: of the items without leaks, the share whose stems have noise levels of their
+            own.
         leak: the share of items whose stems leak into each other, see `leaked`.
         ema: decay of the averaged weights per step.
         seed: seed of weights, noise and data.
@@ -65,7 +66,7 @@ class Settings(trainer.Settings):
     log_sigma_mean: float = -2.6
     log_sigma_std: float = 1.6
     independent: float = 0.2
-    leak: float = 0.4
+    leak: float = 0.5
     ema: float = 0.999
     seed: int = 0
 
@@ -85,11 +86,11 @@ def leak_shares(rng: np.random.Generator) -> np.ndarray:
     """Where the sound of each stem goes, float32 (K, K, LEAK_BANDS, LEAK_TIMES).
 
     Entry (k, j) is the share of stem j that is heard in stem k; the shares of a stem add up to 1.
-    One item in four has its stems drawn together evenly, as a sampler has them that knows nothing
-    but the mix; in the others they go anywhere, here more, there less.
+    Two items in five have their stems drawn together evenly, as a sampler has them that knows
+    nothing but the mix; in the others they go anywhere, here more, there less.
     """
     own = np.eye(4, dtype=np.float32)[:, :, None, None]
-    if rng.random() < 0.25:
+    if rng.random() < 0.4:
         together = np.float32(rng.random())
         shares = (1 - together) * own + together / 4
         return np.broadcast_to(shares, (4, 4, LEAK_BANDS, LEAK_TIMES)).astype(np.float32)
