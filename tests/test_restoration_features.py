@@ -74,4 +74,7 @@ def test_results_are_kept_and_resumed(clip, make, tmp_path):
     assert features.run(*arguments[:4], "other", ["known"], told.append, minutes=-1) == []
     text = features.table(first)
     assert "| known | with the known stem | SI-SDR improvement |" in text
-    assert "| bits drums | repaired | log-spectral distance |" in text
+    assert "| bits drums | repaired | log-spectral distance (less is better) |" in text
+    before, after = (first[0]["scores"][w] for w in ("the mix alone", "with the known stem"))
+    gain = np.mean(list(after.values())) - np.mean(list(before.values()))
+    assert f"{gain:+.2f} ± 0.00 | 1 |" in text

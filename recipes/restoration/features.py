@@ -36,14 +36,6 @@ Wave = NDArray[Any]
 Makes = Callable[[str], Separator]
 """A separator for what a command does: ``known``, ``redo``, ``also``, or a kind of repair."""
 
-BEFORE = {
-    "known": "the mix alone",
-    "redo": "the mix alone",
-    "also": "the mix alone",
-    "panned": "the mix alone",
-}
-"""The way that others are held against; the damaged recording for repairs."""
-
 GIVEN = "drums"
 
 CUTOFF = 4000.0
@@ -53,6 +45,12 @@ GAP = 0.05
 
 SHARE = 0.3
 """Clipping level, of the peak."""
+
+SCORES = {
+    "": "SI-SDR improvement",
+    "si_sdr": "SI-SDR",
+    "lsd": "log-spectral distance (less is better)",
+}
 
 ORDER = 256
 """Of the linear prediction that gaps are classically filled with."""
@@ -251,25 +249,39 @@ def run(
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Means over clips and stems with the standard error over clips, as Markdown."""
-    lines = ["| task | way | score | dB | clips |", "| --- | --- | --- | ---: | ---: |"]
+    """Means over clips and stems, and over the first way of the task, as Markdown.
+
+    With the standard error of the difference over clips.
+    """
+    lines = [
+        "| task | way | score | dB | more than the first way | clips |",
+        "| --- | --- | --- | ---: | ---: | ---: |",
+    ]
     for task in TASKS:
         found = [row["scores"] for row in rows if row["task"] == task]
-        for way in dict.fromkeys(w for scores in found for w in scores):
-            here = [scores[way] for scores in found if way in scores]
-            kinds = ("si_sdr", "lsd") if "si_sdr" in here[0] else ("",)
-            for kind in kinds:
-                values = [s[kind] for s in here if kind in s] if kind else [
-                    float(np.mean(list(s.values()))) for s in here
-                ]  # fmt: skip
-                if values:
-                    error = np.std(values) / max(1, len(values) - 1) ** 0.5
-                    title = {"si_sdr": "SI-SDR", "lsd": "log-spectral distance"}.get(
-                        kind, "" if "distance" in way else "SI-SDR improvement"
-                    )
-                    mean = f"{np.mean(values):.2f} ± {error:.2f}"
-                    lines.append(f"| {task} | {way} | {title} | {mean} | {len(values)} |")
+        ways = list(dict.fromkeys(way for scores in found for way in scores))
+        for way in ways:
+            for kind, title in SCORES.items():
+                pairs = [(_mean(s[way], kind), _mean(s[ways[0]], kind)) for s in found if way in s]
+                values = np.array([pair for pair in pairs if np.isfinite(pair).all()])
+                if not len(values):
+                    continue
+                cell = ""
+                if way != ways[0] and "distance of" not in way:
+                    gain = values[:, 0] - values[:, 1]
+                    error = np.std(gain) / max(1, len(gain) - 1) ** 0.5
+                    cell = f"{gain.mean():+.2f} ± {error:.2f}"
+                title = "" if "distance of" in way else title
+                mean = f"{values[:, 0].mean():.2f}"
+                lines.append(f"| {task} | {way} | {title} | {mean} | {cell} | {len(values)} |")
     return "\n".join(lines)
+
+
+def _mean(scores: dict[str, float], kind: str) -> float:
+    """The score of a kind, or the mean of those by stem; nan where there is none."""
+    if kind:
+        return scores.get(kind, np.nan)
+    return np.nan if "si_sdr" in scores else float(np.mean(list(scores.values())))
 
 
 @click.command(help=__doc__)
