@@ -3,8 +3,8 @@
 The separator is a stub, exact Gaussian bands that cost next to nothing, which is the hardest case
 for the engine. The plain loop calls `separate_files` on the same songs, one at a time, and writes
 the same files. Songs go through loop and engine by turns, so that what else the machine does bears
-on both. Seconds are of the clock and of the processors (all processes, the start of workers
-included).
+on both. Seconds are of the clock and of the processors (all processes but those of a cluster, the
+start of workers included); songs a minute are counted while all workers have songs.
 
     python benchmarks/catalogue.py --songs 2000 --seconds 1
     python benchmarks/catalogue.py --songs 20 --seconds 60
@@ -37,6 +37,7 @@ from mgdm_audio import STEMS, Separator, catalogue, hub
 from mgdm_audio.cost import QUALITIES
 from mgdm_audio.engine import Engine, LocalEngine, run_all
 from mgdm_audio.files import Options, Task, separate_files
+from mgdm_audio.manifest import Record
 from mgdm_audio.songs import find_songs
 from mgdm_audio.songwork import Separate
 
@@ -81,10 +82,16 @@ def build(wait: float, **options: Any) -> Separator:
 
 @dataclass
 class Spent:
-    """Seconds of the clock and of the processors."""
+    """Seconds of the clock and of the processors.
+
+    Attributes:
+        warm, seconds: songs that came after each worker had given its first, and in what time.
+    """
 
     clock: float = 0.0
     processor: float = 0.0
+    warm: int = 0
+    seconds: float = 0.0
 
     def add(self, work: Callable[[], Any]) -> None:
         clock, processor = time.monotonic(), _processor()
@@ -122,11 +129,26 @@ def loop(source: Path, out: Path, make: Callable[..., Separator]) -> None:
             raise result.error
 
 
-def through(engine: Engine, source: Path, out: Path, make: Callable[..., Separator]) -> None:
+def through(
+    engine: Engine, source: Path, out: Path, make: Callable[..., Separator], spent: Spent
+) -> None:
     """The same with an engine."""
+    times: list[float] = []
+    names: list[str] = []
+
+    def told(record: Record) -> None:
+        times.append(time.monotonic())
+        names.append(record.worker)
+
     songs = find_songs(str(source), str(out))
     plan = catalogue.plan(songs, str(out), OPTIONS, catalogue.Files(STEMS), build=make)
-    summary = catalogue.run(engine, Separate("cpu", 1, 1, None, make), plan)
+    work = Separate("cpu", 1, 1, None, make)
+    summary = catalogue.run(engine, work, plan, told)
+    # From the first song of the last worker to come, to when the first one is out of songs.
+    first = max(names.index(name) for name in names)
+    last = min(len(names) - 1 - names[::-1].index(name) for name in names)
+    spent.warm += max(0, last - first)
+    spent.seconds += max(0.0, times[last] - times[first])
     if summary.failed or summary.done != len(songs):
         raise RuntimeError(f"{summary.done} of {len(songs)} songs, {summary.failed} failed")
 
@@ -209,16 +231,20 @@ def main(
             write_songs(part / "in", songs // turns, seconds)
             spent["loop"].add(partial(loop, part / "in", part / "loop", make))
             for i, (name, engine) in enumerate(engines.items()):
-                spent[name].add(partial(through, engine, part / "in", part / str(i), make))
+                mine = spent[name]
+                mine.add(partial(through, engine, part / "in", part / str(i), make, mine))
     count = songs // turns * turns
     click.echo(f"{count} songs of {seconds:g} s, a call of the network waits {wait:g} s\n")
-    click.echo("| | seconds a song | of processors | beside the loop: clock | processors |")
-    click.echo("| --- | ---: | ---: | ---: | ---: |")
+    click.echo(
+        "| | seconds a song | of processors | to the loop: clock | processors | songs a minute |"
+    )
+    click.echo("| --- | ---: | ---: | ---: | ---: | ---: |")
     for name, s in spent.items():
         clock, processor = s.clock / spent["loop"].clock, s.processor / spent["loop"].processor
+        rate = 60 * s.warm / s.seconds if s.seconds else 60 * count / s.clock
         click.echo(
             f"| {name} | {s.clock / count:.4f} | {s.processor / count:.4f} | {clock:.3f} | "
-            f"{processor:.3f} |"
+            f"{processor:.3f} | {rate:.1f} |"
         )
 
 

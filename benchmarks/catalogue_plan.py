@@ -91,7 +91,7 @@ def simulate(f: Figures, workers: int, songs: int, seed: int = 0) -> tuple[float
 @click.option("--core", default=42.8, show_default=True, help="Seconds of a core for a minute.")
 @click.option("--faster", default=30.0, show_default=True, help="A GPU, in cores.")
 @click.option("--overhead", default=0.012, show_default=True, help="Seconds a song of a worker.")
-@click.option("--first", default=0.01, show_default=True, help="Seconds a song, first process.")
+@click.option("--first", default=0.0055, show_default=True, help="Seconds a song, first process.")
 @click.option("--songs", default=100_000, show_default=True)
 @click.option("--gbit", default=10.0, show_default=True, help="Network to the storage, Gbit/s.")
 @click.option("--link", default=1.0, show_default=True, help="Network of a worker, Gbit/s.")
