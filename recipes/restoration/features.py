@@ -49,6 +49,7 @@ SHARE = 0.3
 SCORES = {
     "": "SI-SDR improvement",
     "si_sdr": "SI-SDR",
+    "snr": "SNR in the gaps",
     "lsd": "log-spectral distance (less is better)",
 }
 
@@ -112,15 +113,16 @@ def panned(clip: Wave, rate: int, make: Makes) -> Iterator[tuple[str, dict[str, 
 def repaired(
     kind: str, truth: Wave, rate: int, make: Makes, stem: str | None
 ) -> Iterator[tuple[str, dict[str, float]]]:
-    """SI-SDR and log-spectral distance before and after; of gaps, in the gaps."""
+    """SI-SDR and log-spectral distance before and after; of gaps, the SNR in them."""
     damaged, options, where = damage(kind, truth, rate)
 
     def score(x: Wave) -> dict[str, float]:
-        result = {"si_sdr": float(si_sdr(x[where], truth[where]))}
-        return result | ({} if kind == "gap" else {"lsd": log_spectral_distance(x, truth)})
+        if kind == "gap":  # what is missing may be filled with too little: the scale counts
+            error = float(np.square(x - truth)[where].sum())
+            return {"snr": 10 * np.log10(float(np.square(truth[where]).sum()) / error)}
+        return {"si_sdr": float(si_sdr(x, truth)), "lsd": log_spectral_distance(x, truth)}
 
-    if kind != "gap":
-        yield "damaged", score(damaged)
+    yield "damaged", score(damaged)
     for name, x in classical(kind, damaged, where, options):
         yield name, score(x)
     out = repair.repair(make(kind), damaged, rate, kind, [0], stem=stem, **options)
@@ -162,6 +164,11 @@ def classical(
         # Where five samples are alike it divides by nothing.
         yield "Wiener filter (SciPy)", np.where(np.isfinite(smooth), smooth, x)
     if kind == "gap":
+        kept = np.flatnonzero(~where)
+        yield (
+            "cubic spline (SciPy)",
+            scipy.interpolate.CubicSpline(kept, x[kept])(np.arange(len(x))),
+        )
         filled = x.astype(np.float64).copy()
         edges = np.flatnonzero(np.diff(where.astype(int)))
         for a, b in zip(edges[::2] + 1, edges[1::2] + 1, strict=True):
@@ -281,7 +288,7 @@ def _mean(scores: dict[str, float], kind: str) -> float:
     """The score of a kind, or the mean of those by stem; nan where there is none."""
     if kind:
         return scores.get(kind, np.nan)
-    return np.nan if "si_sdr" in scores else float(np.mean(list(scores.values())))
+    return np.nan if scores.keys() & SCORES.keys() else float(np.mean(list(scores.values())))
 
 
 @click.command(help=__doc__)
