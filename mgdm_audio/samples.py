@@ -54,8 +54,9 @@ def several(
     """Separates a recording once for each seed.
 
     Arguments:
-        separator: see :class:`mgdm_audio.separate.Separator`; with `average` 1, or each sample is
-            a mean already and their spread is not that of the posterior.
+        separator: see :func:`mgdm_audio.posterior.separator_for` with the task ``samples``, whose
+            spread means most; with `average` 1, or each sample is a mean already and their spread
+            is not that of the posterior.
         source: see `Separator.separate`.
         seeds: at least two, all different.
         sample_rate: see `Separator.separate`.
