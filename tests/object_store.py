@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ class Flaky:
         if not fails:
             return self.app(environ, start_response)
         if self.failed % 2:
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)  # else the client would wait
             raise ConnectionAbortedError("the server goes away without an answer")
         start_response("500 Internal Server Error", [("Content-Type", "application/xml")])
         return [b"<Error><Code>InternalError</Code><Message>not now</Message></Error>"]
