@@ -15,17 +15,7 @@ import torch
 from mgdm_audio import hub
 from recipes.prior.data import Augmentation, StemCorpus, equalise, validation_crops
 from recipes.prior.export import export
-from recipes.prior.train import (
-    LEAK_LIMIT,
-    PriorTask,
-    Settings,
-    edm_loss,
-    leak_shares,
-    leaked,
-    learning_rate,
-    no_leak,
-    resume,
-)
+from recipes.prior.train import PriorTask, Settings, edm_loss, learning_rate, resume
 from recipes.training.trainer import Runtime, Trainer, item_generator
 
 NETWORK = {
@@ -114,7 +104,7 @@ def test_scalings_are_measured(corpus):
 
 def test_noise_levels_of_items(corpus):
     """Log-normal; one level for all stems but for the share that is independent."""
-    task = PriorTask(replace(SETTINGS, samples=64, independent=0.3, leak=0.0), NETWORK, corpus)
+    task = PriorTask(replace(SETTINGS, samples=64, independent=0.3), NETWORK, corpus)
     levels = [task.item(item_generator(0, n), n, 3)["sigma"] for n in range(2000)]
     logs = np.log(levels)
     # Standard errors: 1.6 / sqrt(2000) = 0.036, and 1 % of the share.
@@ -192,50 +182,3 @@ def test_export_loads_as_a_model(corpus, tmp_path):
     x = torch.randn(1, 4, 4096) * 0.1
     expected = run.average(x, torch.tensor([0.1]))
     assert torch.allclose(prior.denoise(x, torch.tensor([0.1])), expected, atol=1e-3)
-
-
-def stems_of_noise(seed: int) -> torch.Tensor:
-    """Bins of two items of four stems, frames 12, bins 33."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(2, 4, 12, 33, generator=generator, dtype=torch.complex64)
-
-
-def test_shares_of_a_stem_add_up_to_it():
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        shares = leak_shares(rng)
-        assert shares.dtype == np.float32
-        assert (shares >= 0).all()
-        np.testing.assert_allclose(shares.sum(axis=0), 1, atol=1e-6)
-
-
-def test_leaks_keep_the_mix_and_stay_below_their_limit():
-    bins = stems_of_noise(1)
-    shares = torch.from_numpy(np.stack([leak_shares(np.random.default_rng(n)) for n in (3, 4)]))
-    loud, quiet = torch.full((2, 4), 10.0), torch.full((2, 4), 1e-3)
-    assert not torch.allclose(leaked(bins, shares, loud), bins, atol=0.1)
-    for sigma in (loud, quiet):
-        seen = leaked(bins, shares, sigma)
-        torch.testing.assert_close(seen.sum(1), bins.sum(1), rtol=0, atol=1e-5)
-    rms = (leaked(bins, shares, quiet) - bins).abs().square().mean(dim=(2, 3)).sqrt()
-    torch.testing.assert_close(
-        rms.amax(dim=1), torch.full((2,), LEAK_LIMIT * 1e-3), rtol=1e-3, atol=0
-    )
-
-
-def test_stems_that_leak_evenly_are_all_the_mean_of_the_mix():
-    bins = stems_of_noise(2)
-    even = torch.full((2, 4, 4, *no_leak().shape[2:]), 0.25)
-    seen = leaked(bins, even, torch.full((2, 4), 100.0))
-    torch.testing.assert_close(seen, bins.mean(1, keepdim=True).expand_as(seen), rtol=0, atol=1e-6)
-
-
-def test_without_a_leak_the_loss_is_that_of_noise_alone(corpus):
-    net = training(corpus).net
-    rng = torch.Generator().manual_seed(5)
-    clean, noise = (torch.randn(2, 4, 8192, generator=rng) for _ in range(2))
-    sigma = torch.tensor([[0.1] * 4, [0.02, 0.3, 0.1, 1.0]])
-    none = torch.from_numpy(np.stack([no_leak(), no_leak()]))
-    torch.testing.assert_close(
-        edm_loss(net, clean, noise, sigma, none), edm_loss(net, clean, noise, sigma)
-    )

@@ -51,9 +51,7 @@ class Settings(trainer.Settings):
         decay_from: the share of the run after which the learning rate falls (cosine to 1 %).
         log_sigma_mean: mean of ln(sigma) in training.
         log_sigma_std: standard deviation of ln(sigma); sigma is clipped to [3e-4, 20].
-        independent: of the items without leaks, the share whose stems have noise levels of their
-            own.
-        leak: the share of items whose stems leak into each other, see `leaked`.
+        independent: the share of items whose four stems have independent noise levels.
         ema: decay of the averaged weights per step.
         seed: seed of weights, noise and data.
     """
@@ -66,7 +64,6 @@ class Settings(trainer.Settings):
     log_sigma_mean: float = -2.6
     log_sigma_std: float = 1.6
     independent: float = 0.2
-    leak: float = 0.5
     ema: float = 0.999
     seed: int = 0
 
@@ -78,88 +75,15 @@ def band_weights(bins: int, sample_rate: int = 22050) -> Tensor:
     return weights / weights.mean()
 
 
-LEAK_BANDS, LEAK_TIMES = 6, 5
-LEAK_LIMIT = 4.0
-
-
-def leak_shares(rng: np.random.Generator) -> np.ndarray:
-    """Where the sound of each stem goes, float32 (K, K, LEAK_BANDS, LEAK_TIMES).
-
-    Entry (k, j) is the share of stem j that is heard in stem k; the shares of a stem add up to 1.
-    Two items in five have their stems drawn together evenly, as a sampler has them that knows
-    nothing but the mix; in the others they go anywhere, here more, there less.
-    """
-    own = np.eye(4, dtype=np.float32)[:, :, None, None]
-    if rng.random() < 0.4:
-        together = np.float32(rng.random())
-        shares = (1 - together) * own + together / 4
-        return np.broadcast_to(shares, (4, 4, LEAK_BANDS, LEAK_TIMES)).astype(np.float32)
-    logits = 1.5 * rng.standard_normal((4, 4, LEAK_BANDS, LEAK_TIMES)) + rng.uniform(0, 5) * own
-    shares = np.exp(logits - logits.max(axis=0))
-    return (shares / shares.sum(axis=0)).astype(np.float32)
-
-
-def no_leak() -> np.ndarray:
-    """The shares of stems that are heard where they belong; see `leak_shares`."""
-    own = np.eye(4, dtype=np.float32)[:, :, None, None]
-    return np.broadcast_to(own, (4, 4, LEAK_BANDS, LEAK_TIMES)).copy()
-
-
-def _tents(points: Tensor, knots: int) -> Tensor:
-    """Linear interpolation between knots at 0, ..., knots - 1: (n,) to weights (n, knots)."""
-    return (1 - (points[:, None] - torch.arange(knots, device=points.device)).abs()).clamp_min(0)
-
-
-def leaked(bins: Tensor, shares: Tensor, sigma: Tensor, sample_rate: int = 22050) -> Tensor:
-    """Stems with parts of each other in them, which add up to the same mix.
-
-    A sampler that is held to a mix visits states in which a stem holds sound of another. Noise
-    alone never shows such a state to the network, which then takes what it finds for the stem's
-    own at every level below, and the error stays.
-
-    Arguments:
-        bins: of the clean stems, (B, K, frames, bins) complex.
-        shares: see `leak_shares`, (B, K, K, LEAK_BANDS, LEAK_TIMES), bands evenly on the mel scale.
-        sigma: noise levels, (B, K). What leaks is held below `LEAK_LIMIT` times the lowest of an
-            item, root mean square over a stem: a finer state than that has no such errors left.
-
-    Returns:
-        The stems with the leaks, (B, K, frames, bins).
-    """
-    frames, count = bins.shape[2:]
-    mel = torch.log1p(torch.linspace(0, sample_rate / 2, count, device=bins.device) / 700)
-    across = _tents(mel / mel[-1] * (LEAK_BANDS - 1), LEAK_BANDS)
-    along = _tents(torch.linspace(0, LEAK_TIMES - 1, frames, device=bins.device), LEAK_TIMES)
-    own = torch.eye(bins.shape[1], device=bins.device)[None, :, :, None, None]
-    moved = torch.einsum("bkjpq,fp,nq->bkjnf", shares - own, across, along)
-    leak = (moved * bins[:, None]).sum(dim=2)
-    rms = leak.abs().square().mean(dim=(2, 3)).amax(dim=1).sqrt()
-    scale = (LEAK_LIMIT * sigma.amin(dim=1) / rms.clamp_min(1e-12)).clamp_max(1.0)
-    return bins + leak * scale[:, None, None, None]
-
-
-def edm_loss(
-    net: SpectralDenoiser, clean: Tensor, noise: Tensor, sigma: Tensor, shares: Tensor | None = None
-) -> Tensor:
-    """Band-weighted squared error of F, (B, K), for clean stems, unit noise, sigma (B, K).
-
-    With `shares` (see `leaked`), stems leak into each other before the noise, and the error of a
-    stem is taken relative to one plus its leak's energy in the same scale: otherwise the few items
-    with loud leaks at low levels would be all there is.
-    """
+def edm_loss(net: SpectralDenoiser, clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """Band-weighted squared error of F, (B, K), for clean stems, unit noise, sigma (B, K)."""
     bins0 = net.frame(clean)
-    seen = bins0 if shares is None else leaked(bins0, shares, sigma)
-    bins = seen + net.frame(noise) * sigma[:, :, None, None]
+    bins = bins0 + net.frame(noise) * sigma[:, :, None, None]
     c_skip, c_out, c_in = net.scalings(sigma)
     target = (bins0 - c_skip * bins) / c_out
     error = (net.residual(bins, sigma, c_in) - target)[..., :-1]
     weights = band_weights(error.shape[-1]).to(clean.device)
-    loss = ((error.real.square() + error.imag.square()) * weights).mean(dim=(2, 3))
-    if shares is None:
-        return loss
-    leak = ((seen - bins0) * (c_skip / c_out))[..., :-1]
-    energy = ((leak.real.square() + leak.imag.square()) * weights).mean(dim=(2, 3))
-    return loss / (1 + energy)
+    return ((error.real.square() + error.imag.square()) * weights).mean(dim=(2, 3))
 
 
 def measure_sigma_data(net: SpectralDenoiser, crops: list[np.ndarray]) -> Tensor:
@@ -247,24 +171,20 @@ class PriorTask(trainer.Task):
         return self.corpus.refresh()
 
     def item(self, rng: np.random.Generator, number: int, songs: int) -> dict[str, np.ndarray]:
-        """Clean stems and unit noise (4, T), each stem's noise level (4,), and where they leak."""
+        """Clean stems and unit noise (4, T), and the noise level of each stem (4,)."""
         s = self.settings
         clean = self.corpus.crop(rng, s.samples, songs, self.augmentation)
         level = rng.normal(size=4)
-        leaks = rng.random() < s.leak
-        if leaks or rng.random() >= s.independent:
+        if rng.random() >= s.independent:
             level[:] = level[0]
         sigma = np.exp(s.log_sigma_mean + s.log_sigma_std * level).clip(SIGMA_MIN, SIGMA_MAX)
         noise = rng.standard_normal(clean.shape, dtype=np.float32)
-        shares = leak_shares(rng) if leaks else no_leak()
-        return {
-            "clean": clean, "noise": noise, "sigma": sigma.astype(np.float32), "shares": shares
-        }  # fmt: skip
+        return {"clean": clean, "noise": noise, "sigma": sigma.astype(np.float32)}
 
     def losses(self, net: nn.Module, batch: Batch) -> Tensor:
         """See `edm_loss`."""
         assert isinstance(net, SpectralDenoiser)
-        return edm_loss(net, batch["clean"], batch["noise"], batch["sigma"], batch["shares"])
+        return edm_loss(net, batch["clean"], batch["noise"], batch["sigma"])
 
     def level(self, batch: Batch) -> Tensor:
         """The median over the stems."""
