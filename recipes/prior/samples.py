@@ -129,9 +129,9 @@ def spectrograms(drawn: Sequence[Stems], corpus: Sequence[Stems], path: Path) ->
 @click.option("--songs", default=12, show_default=True, help="How many are drawn.")
 @click.option("--seconds", default=5.94, show_default=True)
 @click.option("--steps", default=40, show_default=True, help="Network calls a song.")
-@click.option("--eta", default=0.85, show_default=True, help="Stochasticity of the steps, 0 to 1.")
+@click.option("--eta", default=0.0, show_default=True, help="Stochasticity of the steps, 0 to 1.")
 @click.option("--precision", default="auto", show_default=True)
-@click.option("--kept", default=4, show_default=True, help="Songs whose stems are kept as FLAC.")
+@click.option("--kept", default=2, show_default=True, help="Songs whose stems are kept as FLAC.")
 def main(
     corpus: Path, out: Path, model: str, songs: int, seconds: float, steps: int, eta: float,
     precision: str, kept: int,
