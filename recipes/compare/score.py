@@ -37,6 +37,7 @@ from recipes.compare.report import make_row, markdown, write_tables
     type=click.IntRange(1),
     help="Posterior samples to average; may be given several times.",
 )
+@click.option("--first", type=click.IntRange(1), help="Only so many clips, from the list's start.")
 @click.option("--out", type=click.Path(path_type=Path), help="Results file without suffix.")
 def main(
     corpus: Path,
@@ -46,6 +47,7 @@ def main(
     preset: str,
     settings: tuple[str, ...],
     averages: tuple[int, ...],
+    first: int | None,
     out: Path | None,
     minutes: float | None,
     share: tuple[int, int],
@@ -53,7 +55,7 @@ def main(
 ) -> None:
     bench = make_bench(**options)
     entry = Entry(method, preset, dict(map(parse_setting, settings)))
-    listed = clips(corpus / split, LISTS[which])
+    listed = clips(corpus / split, LISTS[which])[:first]
     jobs = [(entry, clip, s) for s in range(max(averages)) for clip in listed]
     bench.fill(jobs, minutes, share)
     vjp_cost, _ = load_candidates()
