@@ -434,8 +434,9 @@ def test_unsafe_calls_are_noticed() -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_nothing_loads_code(path: Path) -> None:
     # The reader of published checkpoints subclasses the unpickler to look no name up;
-    # tests/test_checkpoint.py holds it to that.
-    allowed = ["import pickle"] if path.name == "archive.py" else []
+    # tests/test_checkpoint.py holds it to that. The Ray executor's items go from its own driver to
+    # its own workers, as Ray sends everything; no file is read so.
+    allowed = ["import pickle"] if path.name in ("archive.py", "engine_ray.py") else []
     assert unsafe_calls(ast.parse(path.read_text(encoding="utf-8"))) == allowed
 
 
