@@ -136,7 +136,7 @@ def through(
     times: list[float] = []
     names: list[str] = []
 
-    def told(record: Record) -> None:
+    def told(record: Record, summary: catalogue.Summary) -> None:
         times.append(time.monotonic())
         names.append(record.worker)
 

@@ -6,23 +6,25 @@ __all__ = ["gains", "interval", "intervals", "names", "pairs", "reported", "stem
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
 from mgdm_audio import STEMS
+from mgdm_audio.engine import EngineError
+from mgdm_audio.terminal import printable
 
 
-class reported:
+@contextmanager
+def reported() -> Iterator[None]:
     """Turns the errors of a command into one line."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
-        if isinstance(error, (ValueError, OSError, ArithmeticError, MemoryError, ImportError)):
-            raise click.ClickException(" ".join(str(error).split())) from error
+    try:
+        yield
+    except (ValueError, OSError, ArithmeticError, MemoryError, ImportError, EngineError) as error:
+        raise click.ClickException(printable(" ".join(str(error).split()))) from error
 
 
 def names(text: str) -> list[str]:

@@ -25,12 +25,11 @@ from mgdm_audio.places import Place, join
 from mgdm_audio.songrun import (
     MANIFEST,
     STEMS_FOLDER,
+    Files,
     Run,
     Unit,
     failed_record,
     fetch,
-    fingerprint,
-    outputs_of,
     stamp_of,
 )
 from mgdm_audio.songs import CatalogueSong
@@ -47,25 +46,6 @@ FULL_DISKS = 5
 """Songs in a row, for each worker, that find no room before a run stops."""
 
 _ASKING = 16  # files whose state is asked for at the same time
-
-
-@dataclass(frozen=True)
-class Files:
-    """What is written of each song.
-
-    Arguments:
-        names: files of each song: stems, or stems joined by ``+``.
-        seed: of songs that have none of their own.
-        start, duration: what is separated of each recording, in seconds; None is to its end.
-        container, bits: see :class:`mgdm_audio.files.Options`.
-    """
-
-    names: tuple[str, ...]
-    seed: int = 0
-    start: float = 0.0
-    duration: float | None = None
-    container: str = "wav"
-    bits: str | None = None
 
 
 @dataclass(frozen=True)
@@ -152,7 +132,7 @@ def plan(
         for song in members:
             _check_known(song, run, options)
         runs.append(run)
-        _begin(run, members)
+        _begin(run)
         missing = _missing(run, members)
         done += len(members) - len(missing)
         units += [Unit(run, tuple(missing[i : i + group])) for i in range(0, len(missing), group)]
@@ -163,7 +143,7 @@ def run(
     engine: Engine,
     make: Separate,
     catalogue: Catalogue,
-    callback: Callable[[Record], None] = lambda record: None,
+    callback: Callable[[Record, Summary], None] = lambda record, summary: None,
 ) -> Summary:
     """Separates what is to do; errors of songs are in the manifests.
 
@@ -171,7 +151,8 @@ def run(
         engine: where.
         make: how.
         catalogue: what.
-        callback: told what became of each song; raising in it stops, and what is done stays.
+        callback: told what became of each song, and of all so far; raising in it stops, and what
+            is done stays.
 
     Raises:
         EngineError: if workers die whatever they are given.
@@ -189,7 +170,7 @@ def run(
                 records = outcome
             for record in records:
                 summary.count(record)
-                callback(record)
+                callback(record, summary)
                 full = full + 1 if (record.error or "").startswith(FULL_DISK) else 0
             if full > FULL_DISKS * (engine.workers + 1):
                 raise OSError(
@@ -235,46 +216,29 @@ def _run(
         separator = build(device="cpu", **options)
     except TypeError as error:
         raise ValueError(f"settings {dict(options)}: {error}") from error
-    describes = json.loads(json.dumps(separator.describe()))
-    written = {
-        "files": files.names, "seed": files.seed, "start": files.start,
-        "duration": files.duration, "container": files.container, "bits": files.bits,
-    }  # fmt: skip
     if unknown := {part for name in files.names for part in name.split("+")} - {*separator.names}:
         raise ValueError(
             f"there is no stem '{sorted(unknown)[0]}'; there are {', '.join(separator.names)}"
         )
-    mark = fingerprint({"separator": describes, **written})
-    return Run(
-        join(output, f"run-{mark[:12]}"), mark, dict(options), describes, files.names, files.seed,
-        files.start, files.duration, files.container, files.bits,
-    )  # fmt: skip
+    describes = json.loads(json.dumps(separator.describe()))
+    return Run(output, dict(options), describes, files)
 
 
 def _check_known(song: CatalogueSong, run: Run, options: Mapping[str, Any]) -> None:
     if not song.known:
         return
     other = options.get("residual") or options.get("other") is not None
-    if other or run.start or run.duration is not None:
+    if other or run.files.start or run.files.duration is not None:
         raise ValueError(
             f"{song.path}: songs with known stems are separated whole and into the prior's stems; "
             "leave out start, duration, residual and other"
         )
 
 
-def _begin(run: Run, songs: Iterable[CatalogueSong]) -> None:
+def _begin(run: Run) -> None:
     """Writes what the run is, if it is a new one."""
     place = Place(run.url)
-    described = {
-        "fingerprint": run.fingerprint,
-        "separator": run.describes,
-        "files": list(run.names),
-        "seed": run.seed,
-        "start": run.start,
-        "duration": run.duration,
-        "container": run.container,
-        "bits": run.bits,
-    }
+    described = {"fingerprint": run.fingerprint, **run.settings}
     try:
         earlier = json.loads(place.read(SETTINGS))
     except FileNotFoundError:
@@ -297,7 +261,7 @@ def _missing(run: Run, songs: Sequence[CatalogueSong]) -> list[CatalogueSong]:
         record = records.get(song.name)
         if record is None or record.status != OK or record.seed != run.seed_of(song):
             return False
-        if list(record.outputs) != outputs_of(run, song):
+        if list(record.outputs) != run.outputs(song.name):
             return False
         sizes = [there.get(place.path(output)) for output in record.outputs]
         return sizes == list(record.sizes) and _is_unchanged(song, record)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mgdm_audio import arguments
 from mgdm_audio.cli_separate import Request, check_options, output_names, separate, with_quality
 from mgdm_audio.terminal import Line, duration, error_line, printable
 
@@ -172,30 +173,26 @@ class _Shown:
     """What is told while songs are under way."""
 
     def __init__(self, songs: int, engine: Engine, quiet: bool) -> None:
-        from mgdm_audio.catalogue import Summary
-
-        self.songs, self.quiet = songs, quiet
-        self.summary = Summary()
+        self.songs = songs
         self.began = time.monotonic()
         self.line = Line(quiet)
         page = getattr(engine, "dashboard", None)
         if not quiet:
             click.echo(f"{engine.workers} workers" + (f", {page}" if page else ""), err=True)
 
-    def __call__(self, record: Record) -> None:
-        self.summary.count(record)
+    def __call__(self, record: Record, summary: Summary) -> None:
         if record.error is not None:
             self.line.close()
             click.echo(printable(error_line(record.source, OSError(record.error))), err=True)
         for warning in record.warnings:
             self.line.close()
             click.echo(printable(f"warning: {record.source}: {warning}"), err=True)
-        finished = self.summary.done + self.summary.failed
+        finished = summary.done + summary.failed
         spent = time.monotonic() - self.began
         left = spent / finished * (self.songs - finished)
         self.line(
-            f"{finished} of {self.songs} songs, {self.summary.failed} failed, "
-            f"{self.summary.audio_seconds / spent:.2f} hours of audio an hour, "
+            f"{finished} of {self.songs} songs, {summary.failed} failed, "
+            f"{summary.audio_seconds / spent:.2f} hours of audio an hour, "
             f"{duration(left)} left",
             100 * finished // self.songs,
         )
@@ -214,15 +211,12 @@ def _told(summary: Summary, seconds: float) -> str:
 @contextmanager
 def _reported() -> Iterator[None]:
     """Turns errors into one line, and those of absent packages into what installs them."""
-    try:
-        yield
-    except ImportError as error:
-        wanted = "s3" if "s3fs" in str(error) else "catalogue"
-        raise click.ClickException(
-            f"{' '.join(str(error).split())}: pip install 'mgdm-audio[{wanted}]'"
-        ) from error
-    except (ValueError, OSError, RuntimeError) as error:
-        raise click.ClickException(printable(" ".join(str(error).split()))) from error
+    with arguments.reported():
+        try:
+            yield
+        except ImportError as error:
+            wanted = "s3" if "s3fs" in str(error) else "catalogue"
+            raise ImportError(f"{error}: pip install 'mgdm-audio[{wanted}]'") from error
 
 
 separate_catalogue.params += [

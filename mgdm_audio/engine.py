@@ -164,6 +164,9 @@ class Guarded:
 class LocalEngine:
     """Processes of this machine.
 
+    Not a ``ProcessPoolExecutor``: there the death of one process ends the pool and all that is
+    under way, and here it costs the item that was in it.
+
     Arguments:
         workers: their number; one is this process itself.
         gpus: among how many GPUs they are shared out; 0 leaves that to the work.

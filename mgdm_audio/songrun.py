@@ -6,12 +6,11 @@ __all__ = [
     "MANIFEST",
     "STEMS_FOLDER",
     "Fetched",
+    "Files",
     "Run",
     "Unit",
     "failed_record",
     "fetch",
-    "fingerprint",
-    "outputs_of",
     "sha256_of",
     "stamp_of",
 ]
@@ -20,7 +19,8 @@ import datetime
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,24 +32,16 @@ MANIFEST, STEMS_FOLDER = "manifest", "stems"
 
 
 @dataclass(frozen=True)
-class Run:
-    """Songs that are separated in one way, and the folder where they go.
+class Files:
+    """What is written of each song.
 
     Arguments:
-        url: the folder.
-        fingerprint: of the settings.
-        options: arguments of :class:`mgdm_audio.Separator`.
-        describes: what such a separator says of itself, see `Separator.describe`.
         names: files of each song: stems, or stems joined by ``+``.
         seed: of songs that have none of their own.
-        start, duration: what is separated of each recording, in seconds.
+        start, duration: what is separated of each recording, in seconds; None is to its end.
         container, bits: see :class:`mgdm_audio.files.Options`.
     """
 
-    url: str
-    fingerprint: str
-    options: Mapping[str, Any]
-    describes: Mapping[str, Any]
     names: tuple[str, ...]
     seed: int = 0
     start: float = 0.0
@@ -57,9 +49,49 @@ class Run:
     container: str = "wav"
     bits: str | None = None
 
+
+@dataclass(frozen=True)
+class Run:
+    """Songs that are separated in one way, and the folder where they go.
+
+    Arguments:
+        output: folder of all runs.
+        options: arguments of :class:`mgdm_audio.Separator`.
+        describes: what such a separator says of itself, see `Separator.describe`.
+        files: what is written of each song.
+    """
+
+    output: str
+    options: Mapping[str, Any]
+    describes: Mapping[str, Any]
+    files: Files
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that decides what a song becomes, as JSON has it."""
+        content = {"separator": dict(self.describes), **asdict(self.files)}
+        settings: dict[str, Any] = json.loads(json.dumps(content))
+        return settings
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A checksum of the settings."""
+        text = json.dumps(self.settings, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def url(self) -> str:
+        """The folder."""
+        return join(self.output, f"run-{self.fingerprint[:12]}")
+
     def seed_of(self, song: CatalogueSong) -> int:
         """The seed of a song's samples."""
-        return self.seed if song.seed is None else song.seed
+        return self.files.seed if song.seed is None else song.seed
+
+    def outputs(self, name: str) -> list[str]:
+        """The files of a song by its name, relative to the folder."""
+        files = self.files
+        return [join(STEMS_FOLDER, name, f"{file}.{files.container}") for file in files.names]
 
 
 @dataclass(frozen=True)
@@ -68,17 +100,6 @@ class Unit:
 
     run: Run
     songs: tuple[CatalogueSong, ...]
-
-
-def fingerprint(settings: Mapping[str, Any]) -> str:
-    """A checksum of settings, whatever their order."""
-    text = json.dumps(settings, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def outputs_of(run: Run, song: CatalogueSong) -> list[str]:
-    """The files of a song, relative to the run's folder."""
-    return [join(STEMS_FOLDER, song.name, f"{name}.{run.container}") for name in run.names]
 
 
 @dataclass(frozen=True)
@@ -162,6 +183,7 @@ def _now() -> str:
 
 
 def sha256_of(file: Path) -> str:
+    """The checksum of a file's content."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while block := stream.read(1 << 20):

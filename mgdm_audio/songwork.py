@@ -27,13 +27,11 @@ from mgdm_audio.manifest import OK, Manifest, Record
 from mgdm_audio.places import FULL, Place, is_local, join
 from mgdm_audio.songrun import (
     MANIFEST,
-    STEMS_FOLDER,
     Fetched,
     Run,
     Unit,
     failed_record,
     fetch,
-    outputs_of,
     sha256_of,
 )
 from mgdm_audio.songs import CatalogueSong
@@ -160,9 +158,8 @@ class _Worker:
         """The record, which is in the manifest now; without stems if it failed."""
         if record.status != OK:
             place = Place(run.url)
-            stems = [join(STEMS_FOLDER, record.name, f"{n}.{run.container}") for n in run.names]
             with suppress(Exception):  # of an earlier try; the record says that they do not count
-                place.remove([place.path(stem) for stem in stems])
+                place.remove([place.path(stem) for stem in run.outputs(record.name)])
         manifest.add([record])
         self.full = self.full + 1 if (record.error or "").startswith(FULL_DISK) else 0
         if self.full:
@@ -190,7 +187,7 @@ class _Worker:
     def _sent(self, run: Run, each: _Ready, report: Mapping[str, Any], by: Separator) -> Record:
         """Sends the files of a song to their place, and says so."""
         place = Place(run.url)
-        names = outputs_of(run, each.song)
+        names = run.outputs(each.song.name)
         sizes, sums = [], []
         for name in names:
             file = each.folder / "out" / Path(name).name
@@ -251,7 +248,10 @@ def _separated(
             yield each, _with_known(separator, run, each, seed)
         else:
             owners[each.windows] = each
-    options = Options(seed, run.start, run.duration, run.container, run.bits, resume=True)
+    wanted = run.files
+    options = Options(
+        seed, wanted.start, wanted.duration, wanted.container, wanted.bits, resume=True
+    )
     tasks = [Task(each.files.source, _files(run, each), work) for work, each in owners.items()]
     for result in separate_files(separator, tasks, options):
         each = owners[result.task.work]
@@ -265,7 +265,8 @@ def _separated(
 
 
 def _files(run: Run, each: _Ready) -> dict[str, Path]:
-    return {name: each.folder / "out" / f"{name}.{run.container}" for name in run.names}
+    files = run.files
+    return {name: each.folder / "out" / f"{name}.{files.container}" for name in files.names}
 
 
 def _with_known(
@@ -279,7 +280,6 @@ def _with_known(
     from mgdm_audio.files import output_format
 
     try:
-        began = time.monotonic()
         read = audio.read(each.files.source)
         given = {}
         for stem, path in each.files.known.items():
@@ -292,32 +292,22 @@ def _with_known(
         mix = read.samples.astype(np.float32)
         made = separate_known(separator, mix, given, read.sample_rate, [seed])
         names, stack = list(made.draws[0]), np.stack(list(made.draws[0].values()))
-        groups = [[names.index(part) for part in name.split("+")] for name in run.names]
+        groups = [[names.index(part) for part in name.split("+")] for name in run.files.names]
         paths = list(_files(run, each).values())
-        subtype = output_format(read.subtype, run.container, run.bits)
+        subtype = output_format(read.subtype, run.files.container, run.files.bits)
+        used = write.write_stems(
+            paths, stack, mix, read.sample_rate, subtype, groups, run.files.container
+        )
         warnings = list(read.warnings)
-        for attempt in (subtype, "FLOAT"):
-            try:
-                with write.staged(paths, each.folder) as temporary:
-                    write.write_blocks(
-                        temporary, groups, [(stack, mix)], read.sample_rate, mix.shape[0],
-                        mix.shape[1], attempt, run.container,
-                    )  # fmt: skip
-                break
-            except write.OutOfRange:
-                if run.container != "wav":
-                    raise ValueError("a stem exceeds full scale, which FLAC cannot hold") from None
-                warnings.append(f"a stem exceeds full scale; the files are FLOAT, not {subtype}")
-        seconds = time.monotonic() - began
+        if used != subtype:
+            warnings.append(f"a stem exceeds full scale; the files are {used}, not {subtype}")
         return {
-            "stats": {
-                "calls": made.calls, "vjps": made.vjps, "windows": made.windows, "seconds": seconds,
-            },
+            "stats": {"calls": made.calls, "vjps": made.vjps, "windows": made.windows},
             "residual_db": None,
             "frames": mix.shape[1],
             "sample_rate": read.sample_rate,
             "warnings": warnings,
-        }  # fmt: skip
+        }
     except Exception as error:
         return error
 

@@ -18,7 +18,7 @@ class Line:
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
         self.live = sys.stderr.isatty()
-        self._tenth = self._drawn = 0.0
+        self._tenth, self._drawn = -1, 0.0
 
     def __call__(self, text: str, percent: int) -> None:
         """Shows a text if it is time to."""
@@ -40,36 +40,26 @@ class Line:
 
 
 class Progress:
-    """A line on stderr with percentage and time left; redrawn on a terminal, sparse elsewhere."""
+    """A `Line` with percentage and time left."""
 
     def __init__(self, label: str, quiet: bool) -> None:
-        self.label, self.quiet = printable(label), quiet
+        self.label = printable(label)
         self.start = time.monotonic()
-        self.first = 0
-        self.shown = -1
-        self.live = sys.stderr.isatty()
+        self.first = -1
+        self._line = Line(quiet)
 
     def __call__(self, done: int, total: int) -> None:
+        """Shows how much is done of a total."""
         percent = 100 * done // max(1, total)
-        if self.shown < 0:
+        if self.first < 0:
             self.first = done  # what was there before is no measure of speed
-        if self.quiet or percent == self.shown or (not self.live and percent % 10):
-            return
-        self.shown = percent
-        spent = time.monotonic() - self.start
         ours = done - self.first
-        left = spent * (total - done) / ours if ours else 0.0
-        text = f"{self.label}: {percent:3d} %, {duration(left)} left"
-        if self.live:
-            width = shutil.get_terminal_size().columns - 1
-            click.echo("\r" + text[:width].ljust(width), nl=False, err=True)
-        else:
-            click.echo(text, err=True)
+        left = (time.monotonic() - self.start) * (total - done) / ours if ours else 0.0
+        self._line(f"{self.label}: {percent:3d} %, {duration(left)} left", percent)
 
     def close(self) -> None:
         """Ends the line."""
-        if self.live and self.shown >= 0:
-            click.echo(err=True)
+        self._line.close()
 
 
 def printable(text: object) -> str:

@@ -162,31 +162,36 @@ def write_stems(
     mix: NDArray[np.floating],
     sample_rate: int,
     subtype: str,
+    groups: Sequence[Sequence[int]] | None = None,
+    container: str = "wav",
 ) -> str:
-    """Writes stems as WAV files that add up to the mix, all of them or none.
+    """Writes stems as files that add up to the mix, all of them or none.
 
     In PCM the integers of the files add up to those of the mix exactly (:func:`quantise`). If a
     stem exceeds full scale there, every file of the song is written as FLOAT instead, where the
     sum holds to float rounding. Files of more than 4 GiB are written as RF64.
 
     Arguments:
-        paths: K file names; missing folders are made.
+        paths: file names; missing folders are made.
         stems: with shape (K, C, T), full scale at 1.
         mix: what they add up to, with shape (C, T).
         sample_rate: in hertz.
         subtype: ``PCM_16``, ``PCM_24``, ``PCM_32``, ``FLOAT`` or ``DOUBLE``.
+        groups: for each file the stems that it is the sum of; by default a file a stem.
+        container: ``wav`` or ``flac``.
 
     Returns:
         The sample format that was used.
 
     Raises:
         ValueError: for another subtype, and for stems that are not finite (a NaN becomes a
-            full-scale click in PCM) or do not add up to the mix.
+            full-scale click in PCM) or do not add up to the mix, and for stems that FLAC, which
+            has no floats, cannot hold.
         OSError: if a file cannot be written; then no file and no new folder is left.
     """
     _, channels, length = stems.shape
-    check_format("wav", subtype, sample_rate, channels)
-    groups = [(k,) for k in range(len(stems))]
+    check_format(container, subtype, sample_rate, channels)
+    sums = groups or [(k,) for k in range(len(stems))]
 
     def blocks() -> Iterator[tuple[NDArray[np.floating], NDArray[np.floating]]]:
         for start in range(0, length, BLOCK):
@@ -195,10 +200,15 @@ def write_stems(
     for attempt in (subtype, "FLOAT"):
         try:
             with staged(paths) as temporary:
-                write_blocks(temporary, groups, blocks(), sample_rate, channels, length, attempt)
+                write_blocks(
+                    temporary, sums, blocks(), sample_rate, channels, length, attempt, container
+                )
             break
         except OutOfRange:
-            continue
+            if container != "wav":
+                raise ValueError(
+                    "a stem exceeds full scale, which FLAC cannot hold; write WAV"
+                ) from None
     return attempt
 
 

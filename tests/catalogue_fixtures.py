@@ -47,7 +47,7 @@ def separate(source, output, engine=None, files=FILES, group=1, scratch=None, ca
     songs = find_songs(str(source), str(output))
     plan = catalogue.plan(songs, str(output), {**OPTIONS, **own}, files, group, build)
     make = Separate("cpu", 1, 1, scratch, build)
-    told = callback or (lambda record: None)
+    told = callback or (lambda record, summary: None)
     return plan, catalogue.run(engine or LocalEngine(), make, plan, told)
 
 

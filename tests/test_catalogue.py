@@ -51,7 +51,9 @@ def songs(tmp_path):
 
 def test_stems_are_those_of_the_songs_alone(songs, tmp_path):
     told = []
-    plan, summary = separate(songs, tmp_path / "out", callback=told.append)
+    plan, summary = separate(
+        songs, tmp_path / "out", callback=lambda record, summary: told.append(record)
+    )
     (run,) = plan.runs
     check_complete(run.url, NAMES)
     assert (summary.done, summary.failed) == (4, 0)

@@ -155,7 +155,7 @@ if __name__ == "__main__":
 """
 
 
-def go(source, output, scratch=None, callback=lambda record: None):
+def go(source, output, scratch=None, callback=lambda record, summary: None):
     """What a driver does, with workers that take a while."""
     songs = find_songs(source, output)
     plan = catalogue.plan(songs, output, OPTIONS, FILES, build=build)
@@ -186,7 +186,7 @@ def test_whatever_fails(machines, whole, outside, tmp_path):
             driver.send_signal(signal.SIGKILL)
         lost = []
 
-        def lose(record):
+        def lose(record, summary):
             if not lost:
                 node = machines.nodes[rng.choice([1, 2])]
                 machines.cluster.remove_node(node, allow_graceful=False)

@@ -17,7 +17,7 @@ export OMP_NUM_THREADS=1
 
 "$python" -m recipes.restoration.features --data "$corpus/test" --out "$work/features.jsonl" \
     --clips 8 --seconds 4 --tasks known,redo,also,panned --minutes "$minutes" > "$out/features.md"
-"$python" recipes/compare/honesty.py --corpus "$corpus" --split test --no-silence --samples 4 \
+"$python" recipes/compare/honesty.py --corpus "$corpus" --split test --list small --no-silence --samples 4 \
     --method ding --preset fast --set warm_start=regressor --set warm_sigma=1.0 \
     --precision bfloat16 --minutes "$minutes" --out "$out/samples" > /dev/null
 "$python" -m recipes.restoration.features --data "$corpus/test" --out "$work/repairs.jsonl" \
