@@ -10,6 +10,11 @@ import numpy as np
 import soundfile
 import yaml
 
+from recipes.corpus.charts import random_chart
+from recipes.corpus.patches import Patch
+from recipes.corpus.slakh import write_track
+from recipes.corpus.song import Layer, Song
+
 RATE = 44100
 ROOT = "slakh2100_flac_redux"
 CLASSES = {0: "Piano", 3: "Guitar", 4: "Bass", 16: "Drums", 6: "Strings (continued)"}
@@ -80,6 +85,40 @@ class Mini:
             "S06": (entry(48, "Strings (continued)"), tone(2000, seconds, 0.1)),
             "S07": (entry(5, "Piano", rendered=False), None),
         })  # fmt: skip
+
+    def rendered(self, number: int, split: str, seconds: float) -> Path:
+        """A track of `recipes.corpus.slakh`, played by its computed instruments.
+
+        Two guitars and a bass, no drums (which are samples); beside them sources that official
+        tracks have too: one of another program, and one whose file is damaged.
+        """
+        rng = np.random.default_rng(number)
+        song = Song(seconds, random_chart(rng, 4, seconds), {
+            "bass": [self.layer("bass", "electric guitar", 33, 40, seconds)],
+            "drums": [],
+            "guitar": [
+                self.layer("guitar", "acoustic guitar", 25, 60, seconds),
+                self.layer("guitar", "electric guitar", 27, 67, seconds),
+            ],
+            "piano": [self.layer("piano", "electric piano", 4, 72, seconds)],
+        })  # fmt: skip
+        path = write_track(song, self.folder / ROOT / split / f"Track{number:05d}", rng)
+        metadata = yaml.safe_load((path / "metadata.yaml").read_text())
+        metadata["stems"] |= {"S80": entry(48, "Strings (continued)"), "S81": entry(1, "Piano")}
+        (path / "metadata.yaml").write_text(yaml.safe_dump(metadata))
+        soundfile.write(path / "stems" / "S80.flac", tone(2000, seconds, 0.1), RATE, "PCM_16")
+        (path / "stems" / "S81.flac").write_bytes(b"fLaC damaged")
+        return path
+
+    @staticmethod
+    def layer(stem: str, model: str, program: int, pitch: int, seconds: float) -> Layer:
+        """Quarter notes on a scale."""
+        starts = np.arange(0, seconds - 1, 0.5)
+        pitches = pitch + np.array([0, 2, 4, 5, 7, 5, 4, 2])[np.arange(len(starts)) % 8]
+        loud = np.full_like(starts, 96.0)
+        notes = np.stack([starts, starts + 0.45, pitches, loud], axis=1)
+        patch = Patch(stem, "model", "models.py", "", 0, program, model, "MIT", "train", True)
+        return Layer(notes, patch, 0.0)
 
     def archive(self, path: Path) -> Path:
         """The tree as the publishers pack it."""

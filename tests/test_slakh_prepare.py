@@ -41,7 +41,7 @@ def mini(tmp_path: Path) -> Mini:
 
 
 def run(*args: str) -> str:
-    result = CliRunner().invoke(prepare.main, [*args, "--jobs", "1"], catch_exceptions=False)
+    result = CliRunner().invoke(prepare.main, [*args, "--workers", "1"], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output
 
@@ -160,7 +160,7 @@ def test_any_order_any_number_of_processes_interrupted(mini: Mini, tmp_path: Pat
     source = str(mini.folder / ROOT)
     run(source, "--out", str(tmp_path / "a"), "--list", "all")
     result = CliRunner().invoke(
-        prepare.main, [source, "--out", str(tmp_path / "b"), "--list", "all", "--jobs", "2"]
+        prepare.main, [source, "--out", str(tmp_path / "b"), "--list", "all", "--workers", "2"]
     )
     assert result.exit_code == 0
     # Interrupted: one track is not there, another was cut off before its record was written.

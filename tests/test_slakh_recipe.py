@@ -411,8 +411,9 @@ def test_report(tmp_path):
 def test_the_whole_recipe_by_one_command(tmp_path):
     """A miniature data set of the official layout: prepared, trained on, separated, reported."""
     mini = Mini(tmp_path / "tree")
-    for number, split in ((1, "train"), (1501, "validation"), (1876, "test")):
-        mini.standard(number, split, 12.2)
+    for number, split in ((1, "train"), (1501, "validation"), (1876, "test"), (1877, "test")):
+        mini.rendered(number, split, 12.2)
+    mini.standard(2, "train", 12.2)
     conf = {
         "stems": list(STEMS), "network": network(4), "steps": 2, "batch": 2, "samples": 8192,
         "lr": 1e-3, "ema": 0.9, "seed": 1,
@@ -426,7 +427,7 @@ def test_the_whole_recipe_by_one_command(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(f"{report.BEGIN}\n{report.END}\n")
     environment = {
-        **os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "PREPARE": "--jobs 1",
+        **os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "PREPARE": "--workers 1",
         "TRAIN": str(tmp_path / "tiny.yaml"), "TRAINING": "--device cpu",
         "SEPARATE": "--device cpu", "REPORT": f"--readme {readme}",
     }  # fmt: skip
@@ -438,14 +439,34 @@ def test_the_whole_recipe_by_one_command(tmp_path):
     assert done.returncode == 0, done.stderr
     table = readme.read_text()
     assert "`quick` quick | chunk |" in table
-    assert "| 1, 1 | 6 |" in table
+    assert "| 2, 2 | 6 |" in table
     result = json.loads((tmp_path / "work" / "results" / "quick.json").read_text())
-    assert result["tracks"] == 1
+    assert result["tracks"] == 2
     assert all(np.isfinite(result["chunk"][stem]) for stem in (*STEMS, "all"))
+    summary = (tmp_path / "work" / "data" / "summary.md").read_text()
+    assert "5 of 5 tracks" in summary
+    assert "5 sources of other classes left out" in summary
+    assert "| source file empty or not audio | 4 |" in summary
     log = [json.loads(t) for t in (tmp_path / "work/prior/log.jsonl").read_text().splitlines()]
     assert log[-1]["step"] == 2
     stems = separated(tmp_path / "work" / "stems" / "quick", "Track01876")
     assert stems.shape == (4, 262_144)
+    # Two processes make the same of it.
+    work = tmp_path / "work"
+    for command, *more in (
+        ["separate.py", "--model", str(work / "model"), "--device", "cpu"],
+        ["evaluate.py", "--results", str(tmp_path / "again")],
+    ):
+        subprocess.run(
+            [sys.executable, str(RECIPE / command), str(tmp_path / "quick.yaml"), "--data",
+             str(work / "data"), "--out", str(tmp_path / "stems"), "--workers", "2", *more],
+            env=environment, check=True,
+        )  # fmt: skip
+    for name in ("Track01876", "Track01877"):
+        again = separated(tmp_path / "stems", name)
+        np.testing.assert_array_equal(again, separated(work / "stems" / "quick", name))
+    again = json.loads((tmp_path / "again" / "quick.json").read_text())
+    assert again["chunk"] == result["chunk"]
 
 
 def test_command_errors_are_sentences(tmp_path):

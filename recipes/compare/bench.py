@@ -27,13 +27,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mgdm_audio import Separator, __version__, hub, samplers
-from mgdm_audio import engine as engines
 from mgdm_audio.denoise import CountingDenoiser, Denoiser
 from mgdm_audio.draws import Draws
-from mgdm_audio.engine import Engine, LocalEngine, run_all
+from mgdm_audio.engine import Engine, LocalEngine
 from mgdm_audio.evaluate import TrackScores, evaluate_track
 from mgdm_audio.samplers.base import Callback, Cost, Problem, Progress, Sampler
 from recipes.compare.clips import Clip
+from recipes.parallel import results
 
 SEEDS_A_SONG = 1000
 """Sample s of song n has the seed (n + 1) * this + s, after that of the run."""
@@ -328,7 +328,10 @@ class Bench:
             and not (folder / "failed.txt").is_file()
         ]
         start = time.monotonic()
-        drawn = run_all(self.engine, _Draw(self, torch.get_num_threads()), missing)
+        drawn = results(
+            self.engine, _Draw(self, torch.get_num_threads()), missing,
+            lambda job: f"{job[0].method} {job[1].name}",
+        )  # fmt: skip
         for done in range(len(missing)):
             spent = time.monotonic() - start
             if minutes is not None and spent > 60 * minutes:
@@ -337,8 +340,6 @@ class Bench:
                 return False
             index, outcome = next(drawn)
             entry, clip, number = missing[index]
-            if isinstance(outcome, engines.Failed):
-                raise RuntimeError(f"{entry.method} {clip.name}: {outcome.reason}")
             if isinstance(outcome, str):
                 self.say(f"{entry.method} {clip.name}: {outcome}")
                 continue

@@ -11,9 +11,9 @@ import click
 import torch
 
 from mgdm_audio import hub
-from mgdm_audio.engine import EngineError, engine_of
 from mgdm_audio.separate import resolve_device
 from recipes.compare.bench import Bench, tuples
+from recipes.parallel import chosen_engine, engine_options
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -38,14 +38,7 @@ _SHARED = (
         show_default=True,
     ),
     click.option("--threads", default=1, show_default=True, help="Threads on a CPU."),
-    click.option(
-        "--engine",
-        type=click.Choice(["local", "ray"]),
-        default="local",
-        show_default=True,
-        help="Processes of this machine, or a Ray cluster that sees the same store.",
-    ),
-    click.option("--workers", type=click.IntRange(1), help="Samples drawn at a time."),
+    engine_options,
     click.option("--seed", default=0, show_default=True),
     click.option("--minutes", type=float, help="Begin no sample after so many minutes."),
     click.option(
@@ -81,10 +74,6 @@ def make_bench(
     place = resolve_device(device)
     if regressor is None and "regressor" in {info.name for info in hub.models()}:
         regressor = "regressor"
-    try:
-        where = engine_of(engine, workers, threads)
-    except EngineError as error:
-        raise click.ClickException(str(error)) from error
     return Bench(
         hub.load(model, place),
         store,
@@ -93,7 +82,7 @@ def make_bench(
         precision=precision,
         seed=seed,
         say=lambda line: click.echo(line, err=True),
-        engine=where,
+        engine=chosen_engine(engine, workers, threads),
     )
 
 

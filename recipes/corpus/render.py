@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +21,7 @@ from scipy import signal
 if __package__ in (None, ""):  # run as a script: make the package importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from mgdm_audio.engine import EngineError, Failed, engine_of, run_all
+from mgdm_audio.engine import EngineError
 from recipes.corpus.effects import Audio, apply_chain, loudness, rms
 from recipes.corpus.grooves import MissingProgram
 from recipes.corpus.gus import render_gus
@@ -33,6 +33,7 @@ from recipes.corpus.patches import SPLITS, Palette, Patch, check_files
 from recipes.corpus.sfz import render_sfz
 from recipes.corpus.song import GrooveBook, Layer, Song, compose
 from recipes.corpus.synth import RENDER_RATE, soundfont
+from recipes.parallel import chosen_engine, engine_options, results
 
 # Rises with every change that alters audio; each line of the index records it. Version 1 let the
 # last voices of one rendering sound on into the start of the next from the same soundfont, and its
@@ -101,11 +102,16 @@ def describe(layer: Layer, effects: list[str]) -> str:
     return f"{layer.patch.label} ({', '.join(extra)})" if extra else layer.patch.label
 
 
-def render_stem(song: Song, stem: str, rng: np.random.Generator) -> tuple[Audio, list[str]]:
-    """Render the layers of one stem through its effects, 22050 Hz (T,)."""
+def render_layers(
+    song: Song, stem: str, rng: np.random.Generator
+) -> Iterator[tuple[Layer, Audio, str]]:
+    """Render the layers of one stem that sound, each through its effects.
+
+    Returns:
+        The layer, its sound at 44.1 kHz (T,) at its loudness within the stem, the first one at
+        -23 LUFS, and what it was played with.
+    """
     size = int(song.seconds * RENDER_RATE)
-    out = np.zeros(size, dtype=np.float32)
-    told: list[str] = []
     for number, layer in enumerate(song.layers[stem]):
         if len(layer.notes) == 0:
             continue
@@ -115,8 +121,16 @@ def render_stem(song: Song, stem: str, rng: np.random.Generator) -> tuple[Audio,
             continue
         sound, effects = apply_chain(stem, layer.patch.program, sound, RENDER_RATE, rng)
         level = loudness(sound, RENDER_RATE) - (float(rng.normal(-2, 2)) if number else 0.0)
-        out += sound * np.float32(10 ** ((-23 - level) / 20))
-        told.append(describe(layer, effects))
+        yield layer, sound * np.float32(10 ** ((-23 - level) / 20)), describe(layer, effects)
+
+
+def render_stem(song: Song, stem: str, rng: np.random.Generator) -> tuple[Audio, list[str]]:
+    """Render one stem, 22050 Hz (T,), and say what its layers were played with."""
+    out = np.zeros(int(song.seconds * RENDER_RATE), dtype=np.float32)
+    told: list[str] = []
+    for _, sound, played in render_layers(song, stem, rng):
+        out += sound
+        told.append(played)
     out = signal.sosfilt(LOWEST, out).astype(np.float32)  # an amplifier may add an offset again
     return signal.resample_poly(out, 1, 2, window=("kaiser", 9.0)).astype(np.float32), told
 
@@ -150,7 +164,8 @@ def silent_share(x: Audio) -> float:
 
 
 @lru_cache(maxsize=4)
-def _sources(split: str, permissive_only: bool) -> tuple[Palette, GrooveBook]:
+def sources(split: str, permissive_only: bool) -> tuple[Palette, GrooveBook]:
+    """The patches and grooves of a split."""
     return Palette(split, permissive_only), GrooveBook(split)
 
 
@@ -167,7 +182,7 @@ def render_song(
     Returns:
         int16 (4, T) at 22050 Hz, 32768 being 1.0, and its line of the index.
     """
-    palette, book = _sources(split, permissive_only)
+    palette, book = sources(split, permissive_only)
     rng = np.random.default_rng(song_seed(seed, split, number))
     song = compose(split, palette, book, rng)
     rendered = [render_stem(song, stem, rng) for stem in STEMS]
@@ -221,14 +236,7 @@ def finished(index: Path) -> set[int]:
 @click.option("--songs", default=600, show_default=True, help="Number of songs wanted in all.")
 @click.option("--first", default=0, show_default=True, help="Number of the first song.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the split.")
-@click.option("--jobs", default=1, show_default=True, help="Songs at a time.")
-@click.option(
-    "--engine",
-    type=click.Choice(["local", "ray"]),
-    default="local",
-    show_default=True,
-    help="Processes of this machine, or a Ray cluster that sees the same folders.",
-)
+@engine_options
 @click.option("--seed", default=0, show_default=True, help="Seed of the corpus.")
 @click.option("--permissive-only", is_flag=True, help="Use only sources under permissive licences.")
 def main(
@@ -236,13 +244,13 @@ def main(
     songs: int,
     first: int,
     out: Path,
-    jobs: int,
     engine: str,
+    workers: int | None,
     seed: int,
     permissive_only: bool,
 ) -> None:
     try:
-        check_files(_sources(split, permissive_only)[0].patches)
+        check_files(sources(split, permissive_only)[0].patches)
         if split == "train":
             performances()
     except (MissingProgram, ValueError) as error:
@@ -266,13 +274,11 @@ def main(
             err=True,
         )
 
+    work = Render(out.resolve(), split, seed, permissive_only)
     try:
-        work = Render(out.resolve(), split, seed, permissive_only)
-        rendered = run_all(engine_of(engine, jobs), work, wanted)
-        for count, (index_of, result) in enumerate(rendered, 1):
-            if isinstance(result, Failed):
-                raise click.ClickException(f"song {wanted[index_of]}: {result.reason}")
-            keep(result, count)
+        rendered = results(chosen_engine(engine, workers), work, wanted, "song {}".format)
+        for count, (_, line) in enumerate(rendered, 1):
+            keep(line, count)
     except EngineError as error:
         raise click.ClickException(str(error)) from error
 

@@ -70,7 +70,7 @@ if [ ! -f "$work/run/checkpoint.pt" ] && compgen -G "$work/pieces*/pieces.json" 
 fi
 render() { # SPLIT SONGS JOBS
   OMP_NUM_THREADS=1 "$python" "$tree/recipes/corpus/render.py" --split "$1" --songs "$2" \
-    --out "$work/corpus/$1" --jobs "$3"
+    --out "$work/corpus/$1" --workers "$3"
 }
 render valid "$valid" "$jobs"
 render train "$first" "$jobs"

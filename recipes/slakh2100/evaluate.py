@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,9 @@ import soundfile
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from mgdm_audio import STEMS
+from mgdm_audio.engine import Engine, EngineError, LocalEngine
 from mgdm_audio.evaluate import Evaluation, TrackScores, evaluate_track
+from recipes.parallel import chosen_engine, engine_options, results
 from recipes.prior.data import FULL_SCALE, StemCorpus
 from recipes.slakh2100.presets import Preset, load_preset
 from recipes.slakh2100.separate import DONE, RATE, RECORD
@@ -52,8 +56,34 @@ def score_track(stems: np.ndarray, folder: Path, name: str) -> TrackScores | Non
     return evaluate_track(reference, np.stack(estimates), RATE, name=name)
 
 
-def evaluate(preset: Preset, corpus: StemCorpus, out: Path) -> tuple[Evaluation, dict[str, Any]]:
+@dataclass(frozen=True)
+class Score:
+    """Makes workers that score tracks, see :data:`mgdm_audio.engine.Make`.
+
+    Arguments:
+        corpus: folder of the split.
+        out: folder of the estimates.
+    """
+
+    corpus: Path
+    out: Path
+
+    def __call__(self) -> Callable[[tuple[int, str]], TrackScores | None]:
+        """The worker, which is given the place of a track in the split, and its name."""
+        corpus = StemCorpus(self.corpus)
+        return lambda track: score_track(corpus.stems(track[0]), self.out / track[1], track[1])
+
+
+def evaluate(
+    preset: Preset, corpus: StemCorpus, out: Path, engine: Engine | None = None
+) -> tuple[Evaluation, dict[str, Any]]:
     """Scores all tracks of a split whose stems are there.
+
+    Arguments:
+        preset: that made them.
+        corpus: the split.
+        out: folder of the stems.
+        engine: where they are scored; by default in this process.
 
     Returns:
         The scores, and what the report shows: numbers by stem in the three readings, bootstrap
@@ -61,8 +91,10 @@ def evaluate(preset: Preset, corpus: StemCorpus, out: Path) -> tuple[Evaluation,
 
     Raises:
         ValueError: if there is nothing to score.
+        EngineError: if a track cannot be scored.
     """
-    tracks, missing, short = [], [], []
+    found: list[tuple[int, str]] = []
+    missing = []
     calls = seconds = 0.0
     for number, song in enumerate(corpus.songs):
         name = song["track"]
@@ -73,11 +105,12 @@ def evaluate(preset: Preset, corpus: StemCorpus, out: Path) -> tuple[Evaluation,
         record = json.loads(done.read_text())
         calls += record["calls"]
         seconds += record["seconds"]
-        scores = score_track(corpus.stems(number), out / name, name)
-        if scores is None:
-            short.append(name)
-        else:
-            tracks.append(scores)
+        found.append((number, name))
+    make = Score(corpus.folder.resolve(), out.resolve())
+    scored = dict(results(engine or LocalEngine(), make, found, lambda track: track[1]))
+    in_order = [scored[i] for i in range(len(found))]
+    tracks = [scores for scores in in_order if scores is not None]
+    short = [name for (_, name), scores in zip(found, in_order, strict=True) if scores is None]
     if not tracks:
         raise ValueError(f"{out} holds no separated track; run separate.py first")
     evaluation = Evaluation(tuple(tracks))
@@ -108,22 +141,27 @@ def evaluate(preset: Preset, corpus: StemCorpus, out: Path) -> tuple[Evaluation,
 @click.argument("preset")
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Of prepare.py.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Of separate.py.")
-@click.option("--results", type=click.Path(path_type=Path), default=RESULTS, show_default="here")
-def main(preset: str, data: Path, out: Path, results: Path) -> None:
+@click.option(
+    "--results", "target", type=click.Path(path_type=Path), default=RESULTS, show_default="here"
+)
+@engine_options
+def main(
+    preset: str, data: Path, out: Path, target: Path, engine: str, workers: int | None
+) -> None:
     try:
         chosen = load_preset(preset)
         record = json.loads((out / RECORD).read_text())
         corpus = StemCorpus(data / record["list"] / record["split"])
-        evaluation, result = evaluate(chosen, corpus, out)
-    except (ValueError, OSError) as error:
+        evaluation, result = evaluate(chosen, corpus, out, chosen_engine(engine, workers))
+    except (ValueError, OSError, EngineError) as error:
         raise click.ClickException(str(error)) from error
-    results.mkdir(parents=True, exist_ok=True)
+    target.mkdir(parents=True, exist_ok=True)
     name = Path(preset).stem
-    evaluation.to_csv(results / f"{name}.csv")
-    evaluation.windows_to_csv(results / f"{name}-windows.csv")
-    part = results / f".{name}.{os.getpid()}.part"
+    evaluation.to_csv(target / f"{name}.csv")
+    evaluation.windows_to_csv(target / f"{name}-windows.csv")
+    part = target / f".{name}.{os.getpid()}.part"
     part.write_text(json.dumps(result, indent=2) + "\n")
-    os.replace(part, results / f"{name}.json")
+    os.replace(part, target / f"{name}.json")
     click.echo(evaluation.to_markdown())
     if result["missing"]:
         click.echo(f"{result['missing']} tracks have not been separated yet", err=True)

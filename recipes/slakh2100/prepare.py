@@ -11,7 +11,8 @@ import os
 import sys
 import time
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -20,6 +21,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from mgdm_audio import STEMS
+from mgdm_audio.engine import Engine, EngineError
+from recipes.parallel import chosen_engine, engine_options, results
 from recipes.slakh2100 import download
 from recipes.slakh2100.tracks import FAULTS, RATE, Track, load_record, prepare_track
 
@@ -120,21 +123,35 @@ class Progress:
             click.echo(f"{self.label}: {share:.1f} %, {left:.0f} min left", err=True)
 
 
-def convert_all(folders: dict[str, Path], out: Path, jobs: int) -> list[Track]:
-    """Converts tracks in parallel; the result is the same for any number of jobs."""
-    (out / "tracks").mkdir(parents=True, exist_ok=True)
+@dataclass(frozen=True)
+class Convert:
+    """Makes workers that convert tracks into a folder, see :data:`mgdm_audio.engine.Make`."""
+
+    folder: Path
+
+    def __call__(self) -> Callable[[tuple[str, Path]], Track]:
+        """The worker, which is given name and folder of a track."""
+        return self._convert
+
+    def _convert(self, track: tuple[str, Path]) -> Track:
+        name, path = track
+        return prepare_track(str(path), name, str(self.folder))
+
+
+def convert_all(folders: dict[str, Path], out: Path, engine: Engine) -> list[Track]:
+    """Converts tracks; the result is the same for any engine.
+
+    Raises:
+        EngineError: if workers die.
+    """
+    target = (out / "tracks").resolve()
+    target.mkdir(parents=True, exist_ok=True)
     progress, tracks = Progress("converting"), []
-    arguments = [(str(path), name, str(out / "tracks")) for name, path in folders.items()]
-    if jobs == 1:
-        for count, args in enumerate(arguments, 1):
-            tracks.append(prepare_track(*args))
-            progress(count, len(arguments))
-    else:
-        with ProcessPoolExecutor(jobs) as pool:
-            tasks = [pool.submit(prepare_track, *args) for args in arguments]
-            for count, task in enumerate(as_completed(tasks), 1):
-                tracks.append(task.result())
-                progress(count, len(arguments))
+    items = [(name, path.resolve()) for name, path in folders.items()]
+    converted = results(engine, Convert(target), items, lambda item: item[0])
+    for count, (_, track) in enumerate(converted, 1):
+        tracks.append(track)
+        progress(count, len(items))
     return sorted(tracks, key=lambda track: track.name)
 
 
@@ -149,7 +166,7 @@ def convert_all(folders: dict[str, Path], out: Path, jobs: int) -> list[Track]:
     show_default=True,
     help="Convert the tracks of this list; indices of all lists are written.",
 )
-@click.option("--jobs", default=os.cpu_count() or 1, show_default="all cores", help="Processes.")
+@engine_options
 @click.option("--md5", help="Expected checksum of an archive of another name.")
 @click.option("--unverified", is_flag=True, help="Do not check the archive's checksum.")
 @click.option(
@@ -161,7 +178,8 @@ def main(
     source: Path,
     out: Path,
     name: str,
-    jobs: int,
+    engine: str,
+    workers: int | None,
     md5: str | None,
     unverified: bool,
     unpacked: Path | None,
@@ -182,7 +200,12 @@ def main(
             raise ValueError(f"{folder} holds no track of the list '{name}'")
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
-    tracks = convert_all(folders, out, jobs)
+    if engine == "local":
+        workers = workers or os.cpu_count()
+    try:
+        tracks = convert_all(folders, out, chosen_engine(engine, workers))
+    except EngineError as error:
+        raise click.ClickException(str(error)) from error
     write_indices(out)
     text = summary(tracks, len(folders))
     (out / "summary.md").write_text(text)

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from mgdm_audio import STEMS, Separator
+from mgdm_audio import STEMS, Separator, hub
 from mgdm_audio.denoise import CountingDenoiser
 from mgdm_audio.draws import SeededDraws
+from mgdm_audio.engine import EngineError
 from mgdm_audio.models import Models
 from mgdm_audio.operators import Mixture
 from mgdm_audio.precision import choose_precision
 from mgdm_audio.samplers.base import Problem
 from mgdm_audio.separate import resolve_device
+from recipes.parallel import chosen_engine, engine_options, results
 from recipes.prior.data import FULL_SCALE, StemCorpus
 from recipes.slakh2100.presets import Preset, load_preset
 
@@ -210,6 +213,42 @@ def claim(out: Path, work: Work, list_name: str, split: str) -> None:
     os.replace(part, path)
 
 
+@dataclass(frozen=True)
+class Tracks:
+    """Makes workers that separate tracks, see :data:`mgdm_audio.engine.Make`.
+
+    Arguments:
+        preset: how.
+        device, precision: see `Work.load`; it is where the worker lives that decides.
+        data: folder of the data.
+        name, split: of them, the list of tracks and its split.
+        out: folder of the stems.
+        report: told a track's name, chunks done and chunks; for a worker in this process.
+    """
+
+    preset: Preset
+    device: str
+    precision: str
+    data: Path
+    name: str
+    split: str
+    out: Path
+    report: Callable[[str, int, int], None] | None = None
+
+    def __call__(self) -> Callable[[tuple[int, str]], dict[str, Any] | None]:
+        """The worker, which is given the place of a track in the split, and its name."""
+        work = Work.load(self.preset, self.device, self.precision)
+        claim(self.out, work, self.name, self.split)
+        corpus = StemCorpus(self.data / self.name / self.split)
+
+        def separate(track: tuple[int, str]) -> dict[str, Any] | None:
+            position, name = track
+            report = None if self.report is None else partial(self.report, name)
+            return separate_track(work, corpus.stems(position), name, self.out, report)
+
+        return separate
+
+
 def shard_of(text: str) -> tuple[int, int]:
     """This process's number, from 0, and how many share the work, of "2/4".
 
@@ -231,6 +270,7 @@ def shard_of(text: str) -> tuple[int, int]:
 @click.option("--split", default="test", show_default=True)
 @click.option("--tracks", type=int, help="The first tracks only.")
 @click.option("--shard", default="1/1", show_default=True, help="This process's part of all.")
+@engine_options
 @click.option("--device", default="auto", show_default=True)
 @click.option("--precision", default="float32", show_default=True)
 def main(
@@ -242,34 +282,44 @@ def main(
     split: str,
     tracks: int | None,
     shard: str,
+    engine: str,
+    workers: int | None,
     device: str,
     precision: str,
 ) -> None:
     try:
-        chosen = load_preset(preset)
-        work = Work.load(replace(chosen, model=model or chosen.model), device, precision)
+        found = load_preset(preset)
+        chosen = replace(found, model=model or found.model)
         corpus = StemCorpus(data / name / split)
-        claim(out, work, name, split)
+        hub.find(chosen.model)
         number, count = shard_of(shard)
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
-    songs = corpus.songs[:tracks][number::count]
-    start, done = time.monotonic(), 0.0
-    for index, song in enumerate(songs):
+    names = [(i, song["track"]) for i, song in enumerate(corpus.songs[:tracks])][number::count]
+    start, spent, finished = time.monotonic(), 0.0, 0
 
-        def report(chunk: int, chunks: int, index: int = index, track: str = song["track"]) -> None:
-            spent = (time.monotonic() - start) / 60
-            share = (index + chunk / chunks) / len(songs)
-            click.echo(
-                f"{track}: {chunk} of {chunks} chunks; {100 * share:.1f} % of the tracks, "
-                f"{spent / share - spent:.0f} min left",
-                err=True,
-            )
+    def report(track: str, chunk: int, chunks: int) -> None:
+        minutes = (time.monotonic() - start) / 60
+        share = (finished + chunk / chunks) / len(names)
+        click.echo(
+            f"{track}: {chunk} of {chunks} chunks; {100 * share:.1f} % of the tracks, "
+            f"{minutes / share - minutes:.0f} min left",
+            err=True,
+        )
 
-        position = corpus.songs.index(song)
-        record = separate_track(work, corpus.stems(position), song["track"], out, report)
-        done += record["seconds"] if record else 0.0
-    click.echo(f"{len(songs)} tracks in {out}, {done / 60:.1f} min", err=True)
+    where = chosen_engine(engine, workers)
+    alone = engine == "local" and where.workers == 1
+    told = report if alone else None
+    make = Tracks(chosen, device, precision, data.resolve(), name, split, out.resolve(), told)
+    try:
+        for index, record in results(where, make, names, lambda track: track[1]):
+            finished += 1
+            spent += record["seconds"] if record else 0.0
+            if not alone:
+                report(names[index][1], 0, 1)
+    except EngineError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{len(names)} tracks in {out}, {spent / 60:.1f} min", err=True)
 
 
 if __name__ == "__main__":
