@@ -126,6 +126,7 @@ def child(kind: str, minutes: int, folder: Path) -> None:
     separator = Separator(precision="fastest", **QUALITIES["fast"])
     if kind == "stub":
         write_song(path, 60 * minutes)
+        # Everything but the network takes part.
         separator._draw = _nothing  # type: ignore[method-assign]
     else:
         write_song(path, 60 * minutes, (12, 60 * minutes - 12))

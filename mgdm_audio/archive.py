@@ -196,6 +196,7 @@ class Archive:
                     f"what it should hold ({limit} bytes); torch.save does not write such files"
                 )
             return self._zip.read(info)
+        # zipfile: RuntimeError for encrypted entries, NotImplementedError for unknown features.
         except (KeyError, zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as error:
             raise ArchiveError(
                 f"{self.path}: cannot read '{name}' ({error}); the file is damaged, get it again"

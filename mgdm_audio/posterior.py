@@ -20,6 +20,7 @@ from mgdm_audio.consistency import make_consistent
 from mgdm_audio.denoise import CountingDenoiser
 from mgdm_audio.draws import SeededDraws
 from mgdm_audio.evidence import Evidence
+from mgdm_audio.operators import PointwiseOperator
 from mgdm_audio.samplers.base import Problem
 from mgdm_audio.windows import WindowPlan, window_seed
 
@@ -188,8 +189,8 @@ def _settled(evidence: Evidence, x: Tensor, start: int, tail: Tensor | None) -> 
         keep = evidence.window(start, x.shape[1], tail)
         free = torch.ones(evidence.stems, dtype=torch.bool)
         known = torch.zeros(evidence.stems, x.shape[1])
-        if keep.y.shape[1] > 1:
-            told = keep.operator.field[0, 1:].diagonal(dim1=0, dim2=1).mT != 0  # type: ignore[attr-defined]
+        if isinstance(keep.operator, PointwiseOperator) and keep.y.shape[1] > 1:
+            told = keep.operator.field[0, 1:].diagonal(dim1=0, dim2=1).mT != 0
             free = ~told.all(1)
             known = keep.y[0, 1:]
         if bool(free.any()):

@@ -221,4 +221,5 @@ def _take(lock: IO[bytes]) -> None:
     else:
         import msvcrt
 
+        # Not there where mypy runs.
         msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]

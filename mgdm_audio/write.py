@@ -26,6 +26,7 @@ __all__ = [
     "OutOfRange",
     "check_format",
     "check_space",
+    "clear_time_stamp",
     "file_bytes",
     "output_subtype",
     "quantise",
@@ -278,10 +279,10 @@ def write_blocks(
         raise ValueError(f"expected {length} frames of stems, got {written}; nothing was written")
     if bits is None:
         for path in paths:
-            _clear_time_stamp(path)
+            clear_time_stamp(path)
 
 
-def _clear_time_stamp(path: Path) -> None:
+def clear_time_stamp(path: Path) -> None:
     """Zeroes the time of writing in a float WAV, so that equal samples give equal files."""
     with path.open("r+b") as stream:
         peak = stream.read(256).find(b"PEAK")

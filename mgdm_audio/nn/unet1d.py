@@ -362,6 +362,7 @@ class UNet1d(nn.Module):
                 f"time a multiple of {self.multiple}"
             )
         embedding = self.to_mapping(self.to_time(t))
+        # The published keys' nesting of lists and dicts of modules, which types cannot follow.
         x = self.to_in["module_list"][0]["block"](x, embedding)  # type: ignore[index]
         x = x.unflatten(2, (-1, self.patch)).transpose(2, 3).flatten(1, 2)
         outermost = x

@@ -153,6 +153,7 @@ class Tape(Sampler):
     def _sample(
         self, denoise: Denoiser, problem: Problem, draws: Draws, progress: Progress
     ) -> Tensor:
+        # Never reached: `sample`, which calls it, is what a tape replaces.
         raise NotImplementedError("a tape is played with `sample`")
 
     def _record(

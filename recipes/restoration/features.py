@@ -13,6 +13,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +112,11 @@ def panned(clip: Wave, rate: int, make: Makes) -> Iterator[tuple[str, dict[str, 
 
 
 def repaired(
-    kind: str, truth: Wave, rate: int, make: Makes, stem: str | None
+    kind: str, stem: str | None, clip: Wave, rate: int, make: Makes
 ) -> Iterator[tuple[str, dict[str, float]]]:
-    """SI-SDR and log-spectral distance before and after; of gaps, the SNR in them."""
+    """SI-SDR and log-spectral distance before and after, of the mix or a stem; of gaps, the SNR in
+    them."""
+    truth = clip.sum(0) if stem is None else clip[STEMS.index(stem)]
     damaged, options, where = damage(kind, truth, rate)
 
     def score(x: Wave) -> dict[str, float]:
@@ -204,12 +207,8 @@ TASKS: dict[str, Callable[[Wave, int, Makes], Iterator[tuple[str, dict[str, floa
     "panned": panned,
 }
 for _kind in repair.METHODS:
-    TASKS[f"{_kind} mix"] = lambda x, rate, make, kind=_kind: repaired(
-        kind, x.sum(0), rate, make, None
-    )  # type: ignore[misc]
-    TASKS[f"{_kind} {GIVEN}"] = lambda x, rate, make, kind=_kind: repaired(
-        kind, x[STEMS.index(GIVEN)], rate, make, GIVEN
-    )  # type: ignore[misc]
+    TASKS[f"{_kind} mix"] = partial(repaired, _kind, None)
+    TASKS[f"{_kind} {GIVEN}"] = partial(repaired, _kind, GIVEN)
 
 
 def run(

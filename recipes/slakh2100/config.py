@@ -32,6 +32,7 @@ def fill(kind: type[Kind], values: dict[str, Any], path: Path) -> Kind:
     Raises:
         ValueError: if a name is unknown or missing, or a value is of the wrong kind.
     """
+    # There is no public type for "a dataclass".
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if unknown := set(values) - set(fields):
         raise ValueError(

@@ -33,6 +33,7 @@ from mgdm_audio.operators import Mixture
 from mgdm_audio.precision import choose_precision
 from mgdm_audio.samplers.base import Problem
 from mgdm_audio.separate import resolve_device
+from mgdm_audio.write import clear_time_stamp
 from recipes.parallel import chosen_engine, engine_options, results
 from recipes.prior.data import FULL_SCALE, StemCorpus
 from recipes.slakh2100.presets import Preset, load_preset
@@ -172,6 +173,7 @@ def separate_track(
     for stem, samples in zip(STEMS, estimate, strict=True):
         part = target / f".{stem}.{os.getpid()}.wav"
         soundfile.write(part, samples, RATE, subtype="FLOAT")
+        clear_time_stamp(part)
         os.replace(part, target / f"{stem}.wav")
     record = {
         "samples": int(estimate.shape[1]),
@@ -223,6 +225,7 @@ class Tracks:
         data: folder of the data.
         name, split: of them, the list of tracks and its split.
         out: folder of the stems.
+        threads: of a worker on a processor; the last bits of the stems depend on them.
         report: told a track's name, chunks done and chunks; for a worker in this process.
     """
 
@@ -233,10 +236,12 @@ class Tracks:
     name: str
     split: str
     out: Path
+    threads: int = 1
     report: Callable[[str, int, int], None] | None = None
 
     def __call__(self) -> Callable[[tuple[int, str]], dict[str, Any] | None]:
         """The worker, which is given the place of a track in the split, and its name."""
+        torch.set_num_threads(self.threads)
         work = Work.load(self.preset, self.device, self.precision)
         claim(self.out, work, self.name, self.split)
         corpus = StemCorpus(self.data / self.name / self.split)
@@ -271,6 +276,7 @@ def shard_of(text: str) -> tuple[int, int]:
 @click.option("--tracks", type=int, help="The first tracks only.")
 @click.option("--shard", default="1/1", show_default=True, help="This process's part of all.")
 @engine_options
+@click.option("--threads", default=1, show_default=True, help="Of a worker on a processor.")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--precision", default="float32", show_default=True)
 def main(
@@ -284,6 +290,7 @@ def main(
     shard: str,
     engine: str,
     workers: int | None,
+    threads: int,
     device: str,
     precision: str,
 ) -> None:
@@ -307,10 +314,12 @@ def main(
             err=True,
         )
 
-    where = chosen_engine(engine, workers)
+    where = chosen_engine(engine, workers, threads)
     alone = engine == "local" and where.workers == 1
     told = report if alone else None
-    make = Tracks(chosen, device, precision, data.resolve(), name, split, out.resolve(), told)
+    make = Tracks(
+        chosen, device, precision, data.resolve(), name, split, out.resolve(), threads, told
+    )
     try:
         for index, record in results(where, make, names, lambda track: track[1]):
             finished += 1
@@ -323,4 +332,7 @@ def main(
 
 
 if __name__ == "__main__":
-    main()
+    # By its own name, by which workers elsewhere find what they are sent.
+    from recipes.slakh2100.separate import main as by_name
+
+    by_name()

@@ -1,0 +1,66 @@
+"""What the prior's recipe says of a prior: samples beside the corpus, compute, one call."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from mgdm_audio import STEMS
+from recipes.prior import compute, even_split, samples
+from recipes.training.log import LEVELS, level_name
+
+
+def test_a_power_law_is_found_again():
+    hours = np.geomspace(1, 100, 12)
+    floor, a, b = compute.fit(hours, 0.3 + 0.5 * hours**-0.4)
+    assert (floor, a, b) == pytest.approx((0.3, 0.5, 0.4), abs=1e-3)
+    with pytest.raises(ValueError, match="at least 4"):
+        compute.fit(hours[:3], hours[:3])
+
+
+def test_the_table_of_a_log(tmp_path):
+    log = tmp_path / "log.jsonl"
+    lines = []
+    for hours in (1, 2, 4, 8, 16):
+        lines += [
+            {"step": hours, "hours_seen": hours},
+            {"step": hours, "valid": {level_name(s): 0.2 + hours**-0.5 for s in LEVELS}},
+        ]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = CliRunner().invoke(compute.main, [str(log), "--out", str(tmp_path / "curve.png")])
+    assert run.exit_code == 0, run.output
+    # Sixteen hours, ten and a hundred times as many: 0.2 + 16^-0.5, 160^-0.5, 1600^-0.5.
+    assert "| 0.1 | 1.200 | 0.450 | -0.104 | 0.279 | 0.225 | 0.50 |" in run.output
+    assert (tmp_path / "curve.png").stat().st_size > 1000
+
+
+def test_a_stem_is_measured():
+    t = np.arange(2 * samples.RATE) / samples.RATE
+    tone = (0.1 * np.sqrt(2) * np.sin(2 * np.pi * 300 * t)).astype(np.float32)
+    tone[samples.RATE :] = 0
+    found = samples.measure([tone, np.zeros_like(tone)])
+    assert found["level"] == pytest.approx([-20 - 3.01], abs=0.01)  # half of it is silent
+    assert found["silent"] == pytest.approx(0.75, abs=0.03)
+    assert int(np.argmax(found["bands"])) == samples.EDGES.index(250)
+    assert found["bands"].max() > -0.1
+    rows = samples.table([np.stack([tone] * 4)], [np.stack([tone] * 4)])
+    assert len(rows) == 2 + 2 * len(STEMS)
+
+
+def test_one_call_of_priors_that_know_all_and_nothing():
+    rng = np.random.default_rng(0)
+    crops = rng.normal(0, 0.1, (2, 4, 4096)).astype(np.float32)
+    truth = [torch.from_numpy(c * (0.08 / c.sum(0).std())) for c in crops]
+
+    def measured(answer):
+        asked = iter(truth)
+        prior = SimpleNamespace(level=0.08, denoise=lambda x, sigma: answer(x, next(asked)))
+        return even_split.improvements(prior, crops, 1e-4, torch.float32)
+
+    assert measured(lambda x, true: x) == pytest.approx([0] * 4, abs=0.01)
+    assert min(measured(lambda x, true: true[None])) > 60
