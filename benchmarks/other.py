@@ -1,16 +1,18 @@
-"""The fifth stem, on songs with an instrument that no stem is, and on songs without.
+"""The fifth stem, on songs with an instrument that no stem is, and on the same songs without.
 
-Songs are rendered by benchmarks/songs.py, with a flute, strings or a choir in turn, brought to one
-channel and the prior's rate, and separated with and without the other stem at several levels of
-its prior. Printed are the SI-SDR improvement of the four stems and of the other one, and, on the
-same songs without the added instrument, what the other stem costs the four and how loud it is
-relative to the mix.
+Clips are those of the corpus (recipes/corpus/render.py), the instruments' parts those of
+recipes/corpus/others.py for the same songs, brought to the mean loudness of the four stems; songs
+whose clip has no note of the part are left out. Printed are the SI-SDR improvement of the four
+stems and of the other one with and without the fifth stem, each with the standard error of the
+change, what the fifth stem costs the four where there is no such instrument, and its level relative
+to the mix.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -18,61 +20,101 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import songs
 from benchmarks.speed import models
 from mgdm_audio import STEMS, Separator
-from mgdm_audio.audio import resample
-from mgdm_audio.metrics import level_db, si_sdr_improvement
+from mgdm_audio.metrics import is_silent, level_db, si_sdr_improvement
+from mgdm_audio.other import LEVEL
+from recipes.compare.clips import RATE, ClipList, clips
+from recipes.corpus.effects import loudness
+from recipes.prior.data import FULL_SCALE, StemCorpus
 
-RATE = 22050
-EXTRAS = ("flute", "strings", "choir")
+WAYS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "regressor": {"method": "regressor"},
+    "from noise": {"method": "mgdm"},
+}
+"""Arguments of the separator."""
 
 
-def mono(stems: dict[str, NDArray[np.float32]], rate: int) -> dict[str, NDArray[np.float32]]:
-    """Stems as the prior hears them."""
-    return {name: resample(x.mean(0), rate, RATE) for name, x in stems.items()}
+def with_parts(
+    corpus: Path, parts: Path, songs: int, seconds: float
+) -> list[tuple[int, NDArray[np.float32], NDArray[np.float32]]]:
+    """Song numbers, stems (4, T) and other parts (T,) of clips in which all five sound."""
+    others = StemCorpus(parts)
+    rows = {int(line["song"]): n for n, line in enumerate(others.songs)}
+    found = []
+    for clip in clips(corpus, ClipList(10_000, round(seconds * RATE))):
+        if clip.song not in rows or is_silent(clip.stems).any():
+            continue
+        row = others.stems(rows[clip.song])[0, clip.start : clip.start + clip.stems.shape[1]]
+        part = row.astype(np.float32) / np.float32(FULL_SCALE)
+        if is_silent(part[None]).any() or not np.isfinite(loudness(part, RATE)):
+            continue
+        target = float(np.mean([loudness(stem, RATE) for stem in clip.stems]))
+        gain = 10 ** ((target - loudness(part, RATE)) / 20)
+        found.append((clip.song, clip.stems, part * np.float32(gain)))
+    return found[:songs]
 
 
 def measure(
-    separator: Separator, stems: dict[str, NDArray[np.float32]], seed: int
+    separator: Separator,
+    stems: NDArray[np.float32],
+    part: NDArray[np.float32] | None,
+    seed: int,
 ) -> dict[str, float]:
     """Improvement of each stem, and the level of the other one, in dB."""
-    mix = np.sum(list(stems.values()), axis=0)
+    mix = stems.sum(0) if part is None else stems.sum(0) + part
     estimate = separator.separate(mix, RATE, seed=seed).stems
-    gains = [float(si_sdr_improvement(estimate[name], stems[name], mix)) for name in STEMS]
-    row = {**dict(zip(STEMS, gains, strict=True)), "four": float(np.mean(gains))}
+    pairs = zip(STEMS, stems, strict=True)
+    row = {name: float(si_sdr_improvement(estimate[name], x, mix)) for name, x in pairs}
+    row["four"] = float(np.mean([row[name] for name in STEMS]))
     if "other" in estimate:
         row["level"] = float(level_db(estimate["other"]) - level_db(mix))
-        extra = [x for name, x in stems.items() if name not in STEMS]
-        if extra:
-            row["other"] = float(si_sdr_improvement(estimate["other"], extra[0], mix))
+        if part is not None:
+            row["other"] = float(si_sdr_improvement(estimate["other"], part, mix))
     return row
 
 
 @click.command(help=__doc__)
-@click.option("--songs", "count", default=3, show_default=True)
+@click.option("--corpus", type=click.Path(exists=True, path_type=Path), required=True)
+@click.option("--others", type=click.Path(exists=True, path_type=Path), required=True)
+@click.option("--songs", "count", default=24, show_default=True, help="At most so many.")
 @click.option("--seconds", default=6.0, show_default=True)
-@click.option("--levels", default="-10", show_default=True, help="Of the prior, in dB.")
-@click.option("--preset", default="fast", show_default=True)
-@click.option("--average", default=1, show_default=True)
-def main(count: int, seconds: float, levels: str, preset: str, average: int) -> None:
+@click.option("--way", type=click.Choice(list(WAYS)), default="default", show_default=True)
+@click.option("--level", default=LEVEL, show_default=True, help="Of the prior, in dB.")
+@click.option("--regressor", help="Another regressor than the shipped one.")
+def main(
+    corpus: Path,
+    others: Path,
+    count: int,
+    seconds: float,
+    way: str,
+    level: float,
+    regressor: str | None,
+) -> None:
+    options = dict(WAYS[way])
+    if regressor is not None:
+        options["model" if way == "regressor" else "regressor"] = regressor
     columns = (*STEMS, "four", "other", "level")
-    click.echo(models(Separator(preset=preset)) + "\n")
-    click.echo("| songs | other | " + " | ".join(columns) + " |")
-    click.echo("| --- | --- |" + " ---: |" * len(columns))
-    rendered = [songs.song(i, seconds, EXTRAS[i % len(EXTRAS)]) for i in range(count)]
-    for level in [None, *[float(x) for x in levels.split(",")]]:
-        separator = Separator(preset=preset, average=average, other=level)
-        for added in (True, False):
-            rows = []
-            for seed, (stems, rate) in enumerate(rendered):
-                kept = {n: x for n, x in stems.items() if added or n in STEMS}
-                rows.append(measure(separator, mono(kept, rate), seed))
+    found = with_parts(corpus, others, count, seconds)
+    click.echo(f"{models(Separator(**options))}, {way}, {len(found)} songs of {seconds:g} s\n")
+    click.echo("| songs | fifth stem | " + " | ".join(columns) + " | change of the four |")
+    click.echo("| --- | --- |" + " ---: |" * (len(columns) + 1))
+    for added in (True, False):
+        first: list[float] = []
+        for fifth in (None, level):
+            separator = Separator(**options, other=fifth)
+            rows = [measure(separator, x, part if added else None, n) for n, x, part in found]
             cells = [
                 f"{np.mean([row[c] for row in rows]):.2f}" if c in rows[0] else "" for c in columns
             ]
+            four = [row["four"] for row in rows]
+            first = first or four
+            change = np.subtract(four, first)
+            error = np.std(change) / max(1, len(change) - 1) ** 0.5
+            cells.append("" if fifth is None else f"{np.mean(change):+.2f} ± {error:.2f}")
             name = "with an added instrument" if added else "without"
-            shown = "none" if level is None else f"{level:g} dB"
+            shown = "no" if fifth is None else "yes"
             click.echo(f"| {name} | {shown} | " + " | ".join(cells) + " |")
 
 

@@ -289,9 +289,9 @@ class CountingDenoiser:
         if inner is None:
             return None
 
-        def counted(mix: Tensor, stems: Tensor, known: Tensor) -> Tensor:
+        def counted(mix: Tensor, stems: Tensor, known: Tensor, *other: Any) -> Tensor:
             self.calls += mix.shape[0]
-            return inner(mix, stems, known)
+            return inner(mix, stems, known, *other)
 
         return counted
 

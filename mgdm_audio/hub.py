@@ -139,6 +139,11 @@ class Regressor(_Loaded):
     regress: nn.Module
     info: ModelInfo
 
+    @property
+    def knows_other(self) -> bool:
+        """Whether it was trained on mixes with sounds beside its stems."""
+        return getattr(self.regress, "beside", None) is not None
+
 
 def search_path() -> list[Path]:
     """The folders in which models are looked for, the first that has a name wins.

@@ -5,7 +5,9 @@ from __future__ import annotations
 __all__ = ["Models"]
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +18,9 @@ from mgdm_audio.regress import Regressor, WithRegressor
 from mgdm_audio.samplers.base import Sampler
 
 Named = str | os.PathLike[str]
+
+Power = Callable[[int], Tensor]
+"""Power of a sound beside the stems in each bin of a transform of so many samples."""
 
 
 @dataclass(frozen=True)
@@ -96,12 +101,17 @@ class Models:
     def _regress(self) -> Regressor:
         """The regressor, at the level of mixes that the prior has."""
         assert self.regressor is not None
-        network, gain = self.regressor.regress, self.regressor.level / self.main.level
-        if gain == 1:
-            return network
+        network: Any = self.regressor.regress
+        gain = self.regressor.level / self.main.level
+        if gain == 1 and not self.regressor.knows_other:
+            answers: Regressor = network
+            return answers
 
-        def regress(mix: Tensor, stems: Tensor, known: Tensor) -> Tensor:
-            out = network(mix * gain, stems * gain, known) / gain
+        def regress(
+            mix: Tensor, stems: Tensor, known: Tensor, other: Power | None = None
+        ) -> Tensor:
+            more = () if other is None else (other(network.frame.n_fft).to(mix) * gain**2,)
+            out = network(mix * gain, stems * gain, known, *more) / gain
             return torch.where(known[:, :, None], stems, out)
 
         return regress

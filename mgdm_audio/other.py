@@ -6,6 +6,10 @@ a prior is the Wiener filter :math:`D(x, \sigma) = P / (P + \sigma^2) \, x` in t
 and beside the joint denoiser of the known stems it makes a denoiser of one stem more, with which
 any sampler and any operator work as before. The known stems win where they explain the mix well,
 since their prior is narrow; what they would have to be bent for goes to the other stem.
+
+A regressor that was trained on mixes with other sounds in them (`SpectralRegressor`, `beside`)
+tells what they are far better than a stationary power does. Where a sampler begins with its
+estimate, the Gaussian's power is that of the estimate, by time and frequency.
 """
 
 from __future__ import annotations
@@ -17,12 +21,16 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from mgdm_audio.nn.stft import TightFrame
+from mgdm_audio.regress import Regressor
+
 NAME = "other"
 
 LEVEL = -10.0
 """Power of the other stem's prior relative to the mix, in dB."""
 
 _SIZE = 4096
+_FRAME = 2048
 _RATIO = 2 ** (1 / 6)
 """Half of a third of an octave, as a ratio of frequencies."""
 
@@ -73,22 +81,87 @@ def _smooth(power: Tensor) -> Tensor:
 class WithOther:
     """Denoiser of the stems of a prior and of one Gaussian stem, the last.
 
+    If there is a regressor beside the prior, there is one here too, of all the stems.
+
     Arguments:
-        denoise: of K stems, a `mgdm_audio.denoise.Denoiser`.
-        power: variance of the Gaussian stem in each bin of the transform of a window, see
-            :meth:`Spectrum.at`.
+        denoise: of K stems, a `mgdm_audio.denoise.Denoiser`, or a `WithRegressor`.
+        power: tells the variance of the Gaussian stem in each bin of the transform of so many
+            samples, see :meth:`Spectrum.at`.
+        estimate: of the Gaussian stem, (B, 1, T): its power is then this one's, by time and
+            frequency, instead of a stationary one.
     """
 
-    def __init__(self, denoise: Callable[[Tensor, Tensor], Tensor], power: Tensor) -> None:
+    def __init__(
+        self,
+        denoise: Callable[[Tensor, Tensor], Tensor],
+        power: Callable[[int], Tensor],
+        estimate: Tensor | None = None,
+    ) -> None:
         self.denoise, self.power = denoise, power
+        self._local = None if estimate is None else _Local(estimate, power)
+
+    def knowing(self, estimate: Tensor) -> WithOther:
+        """The same with an estimate of the Gaussian stem, (B, 1, T)."""
+        return WithOther(self.denoise, self.power, estimate)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Denoised stems (B, K + 1, T); sigma is (B,) or (B, K + 1)."""
         known, last = (sigma, sigma) if sigma.ndim == 1 else (sigma[:, :-1], sigma[:, -1])
         stems = self.denoise(x[:, :-1], known)
-        other = x[:, -1:].float()
-        bins = torch.fft.rfft(other)
-        power = self.power.to(bins.device)
-        gain = power / (power + last.float().square()[:, None, None])
-        clean = torch.fft.irfft(bins * gain, n=other.shape[-1])
+        other, variance = x[:, -1:].float(), last.float().square()[:, None, None]
+        if self._local is not None:
+            clean = self._local(other, variance)
+        else:
+            bins = torch.fft.rfft(other)
+            power = self.power(other.shape[-1]).to(bins.device)
+            clean = torch.fft.irfft(bins * (power / (power + variance)), n=other.shape[-1])
         return torch.cat([stems, clean.to(stems)], dim=1)
+
+    @property
+    def regress(self) -> Regressor | None:
+        """The regressor of all K + 1 stems; None if there is none beside the prior."""
+        inner = getattr(self.denoise, "regress", None)
+        if inner is None:
+            return None
+
+        def regress(mix: Tensor, stems: Tensor, known: Tensor) -> Tensor:
+            stems_known = known[:, :-1]
+            out = torch.empty_like(stems)
+            # What is left when the other stem is given is a mix of the stems that a prior knows.
+            for given in (True, False):
+                rows = torch.nonzero(known[:, -1] == given)[:, 0]
+                if not len(rows):
+                    continue
+                rest, own = mix[rows], stems[rows]
+                if given:
+                    part = inner(rest - own[:, -1:], own[:, :-1], stems_known[rows])
+                    out[rows] = torch.cat([part, own[:, -1:]], dim=1)
+                else:
+                    part = inner(rest, own[:, :-1], stems_known[rows], self.power)
+                    out[rows] = torch.cat([part, rest - part.sum(1, keepdim=True)], dim=1)
+            return out
+
+        return regress
+
+
+class _Local:
+    """The Wiener filter of a Gaussian whose power varies with time and frequency.
+
+    The local Gaussian model (Duong, Vincent, Gribonval, IEEE TASLP 2010, arXiv:0912.0171): bins of
+    a short-time transform are independent, their variances those of an estimate, smoothed. What
+    the estimate lacks is allowed 30 dB below the stationary power, so that it is not ruled out.
+    """
+
+    def __init__(self, estimate: Tensor, power: Callable[[int], Tensor]) -> None:
+        self.frame = TightFrame(_FRAME).to(estimate.device)
+        bins = self.frame(self._padded(estimate.float())).abs().square()
+        smooth = torch.nn.functional.avg_pool2d(bins, 3, 1, 1, count_include_pad=False)
+        self.variance = smooth + 1e-3 * power(_FRAME).to(smooth)
+
+    def _padded(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.pad(x, (0, -x.shape[-1] % self.frame.hop))
+
+    def __call__(self, x: Tensor, noise: Tensor) -> Tensor:
+        """x (B, 1, T) with the noise variance (B, 1, 1) taken out."""
+        gain = self.variance / (self.variance + noise[..., None])
+        return self.frame.inverse(self.frame(self._padded(x)) * gain)[..., : x.shape[-1]]

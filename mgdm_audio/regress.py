@@ -24,6 +24,9 @@ class Regressor(Protocol):
     def __call__(self, mix: Tensor, stems: Tensor, known: Tensor) -> Tensor:
         """Stems given their sum and some of them.
 
+        One that knows of sounds beside the stems (:mod:`mgdm_audio.other`) takes a fourth argument,
+        the power of such a sound: its answers then leave of the mix what they take for it.
+
         Arguments:
             mix: sum of the stems, (B, 1, T).
             stems: the given stems in their places, (B, K, T); the others are not read.
@@ -65,9 +68,17 @@ class Answers:
     def __init__(self, size: int = 8) -> None:
         self.size = size
         self._kept: list[tuple[Tensor, Tensor]] = []
+        self._about: object = None
 
-    def of(self, regress: Regressor) -> Regressor:
-        """The regressor, which is asked once for each of the latest mixes; always the same one."""
+    def of(self, regress: Regressor, about: object = None) -> Regressor:
+        """The regressor, which is asked once for each of the latest mixes; always the same one.
+
+        Arguments:
+            regress: the regressor.
+            about: what else than the mix its answers depend on; those about another are forgotten.
+        """
+        if about is not self._about:
+            self._kept, self._about = [], about
 
         def answer(mix: Tensor, stems: Tensor, known: Tensor) -> Tensor:
             if bool(known.any()):

@@ -18,6 +18,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from mgdm_audio.denoise import CountingDenoiser, Denoiser
 from mgdm_audio.draws import SeededDraws
 from mgdm_audio.models import Models
 from mgdm_audio.operators import Mask, Mixture, PointwiseOperator, Stack
-from mgdm_audio.other import NAME, WithOther
+from mgdm_audio.other import NAME, Spectrum, WithOther
 from mgdm_audio.precision import choose_precision
 from mgdm_audio.recording import ArraySource
 from mgdm_audio.regress import Answers, WithRegressor
@@ -182,7 +183,7 @@ class Separator:
         **settings: Any,
     ) -> None:
         self.device = resolve_device(device)
-        named = (model, method, preset, average, warm_start, warm_sigma, other)
+        named = (model, method, preset, average, warm_start, warm_sigma)
         if not settings and all(value is None for value in named):
             quality = QUALITIES["default"]
             method, preset, average = quality["method"], quality["preset"], quality["average"]
@@ -211,10 +212,11 @@ class Separator:
                 f"sampler '{self.sampler.name}' makes nothing of parts of stems beside the mix and "
                 "cannot be told the window before; choose seams 'fade', or another method"
             )
-        if other is not None and self.models.regressor is not None:
+        asked = self.models.regressor
+        if other is not None and asked is not None and not asked.knows_other:
             raise ValueError(
-                f"method '{self.sampler.name}' asks a regressor, which knows its own stems alone; "
-                "leave out other, or choose another method"
+                f"method '{self.sampler.name}' asks the regressor '{asked.name}', which knows its "
+                "own stems alone; leave out other, or choose another method or regressor"
             )
         self.song_settings = Settings(
             stems=len(self.prior.stems) + (other is not None),
@@ -344,20 +346,36 @@ class Separator:
             operator = Stack([operator, Mask(keep.expand(shape))])
             y = torch.cat([y, known], dim=1)
         y = y.to(self.device)
-        asked, spectrum = self.models.asked(), jobs[0].song.spectrum
-        if spectrum is not None:
-            asked = WithOther(asked, spectrum.at(shape[2], self.song_settings.other or 0.0))
-        counting = CountingDenoiser(asked)
-        denoise: Denoiser = counting
-        if counting.regress is not None:
-            denoise = WithRegressor(self._answers.of(counting.regress), counting)
+        counting = CountingDenoiser(self.models.asked())
         draws = SeededDraws([job.seed for job in jobs], self.device, y.dtype)
         half = self.dtype != torch.float32
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             stems = self.sampler.sample(
-                denoise, Problem(operator, y, 0.0, shape), draws, lambda done, _: progress(done)
+                self._asked(counting, jobs[0].song.spectrum, y[:, :1]),
+                Problem(operator, y, 0.0, shape),
+                draws,
+                lambda done, _: progress(done),
             )
         return stems.cpu(), counting.calls, counting.vjps
+
+    def _asked(
+        self, counting: CountingDenoiser, spectrum: Spectrum | None, mix: Tensor
+    ) -> Denoiser:
+        """What the sampler is given: the models, with the other stem where there is one."""
+        level = self.song_settings.other
+        if spectrum is None or level is None:
+            if counting.regress is None:
+                return counting
+            return WithRegressor(self._answers.of(counting.regress), counting)
+        five = WithOther(counting, partial(spectrum.at, level=level))
+        if five.regress is None:
+            return five
+        regress = self._answers.of(five.regress, spectrum)
+        stems = mix.new_zeros(len(mix), self.song_settings.stems, mix.shape[2])
+        nothing = torch.zeros(stems.shape[:2], dtype=torch.bool, device=mix.device)
+        # What the sampler will begin with; asked here once, and not again by the sampler.
+        estimate = regress(mix, stems, nothing)[:, -1:]
+        return WithRegressor(regress, five.knowing(estimate))
 
 
 def _padded(known: Tensor | None, size: int) -> Tensor:

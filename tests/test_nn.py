@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mgdm_audio.nn import build
+from mgdm_audio.nn import build, token_unet
 from mgdm_audio.nn.stft import TightFrame
 
 SMALL = {
@@ -129,3 +129,19 @@ def test_refuses_shapes(net):
         net(torch.zeros(2, 3, 64), torch.ones(2))
     with pytest.raises(ValueError, match="sigma must have shape"):
         net(torch.zeros(2, 4, 64), torch.ones(3))
+
+
+def test_gradients_of_the_convolutions_are_those_of_torch():
+    conv = torch.nn.Conv2d(6, 6, 3, padding=1)
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 5, 8, 6, generator=g).requires_grad_(True)
+    ours = token_unet._conv(conv, x)
+    theirs = conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    assert torch.allclose(ours, theirs, atol=1e-6)
+    back = torch.randn(ours.shape, generator=g)
+    wanted = (x, conv.weight, conv.bias)
+    for a, b in zip(
+        torch.autograd.grad(ours, wanted, back), torch.autograd.grad(theirs, wanted, back),
+        strict=True,
+    ):  # fmt: skip
+        assert torch.allclose(a, b, atol=1e-5)

@@ -15,6 +15,11 @@ With F = 0 it is the Wiener filter. A single unknown stem is R itself. What the 
 R is shared among them in proportion to :math:`\sigma_{d,k}^2`, which is what the Gaussian of these
 powers says of it, so that the result adds up to the mix, and training sees it so.
 
+A mix may hold something that none of the stems is. Its power in each bin, :math:`\sigma_o^2`, then
+joins T; the others' share of what is left of R is theirs no longer, so that the estimates add up to
+less than the mix, and the difference is the estimate of the rest. The network is told by another
+label of the unknown stems that the mix is of this kind, and must have been trained on such mixes.
+
 The backbone sees R in the place of every unknown stem and the given stems in their own, and is
 told which is which in the place of the noise levels. Shapes and names of the weights are those of
 the denoiser: a prior's weights are a start for a regressor's.
@@ -43,6 +48,8 @@ class SpectralRegressor(SpectralNetwork):
         n_fft: the STFT window in samples; the hop is a quarter of it.
         known: the noise level that the backbone is told of a stem that is given.
         unknown: the one that it is told of the others.
+        beside: the one that it is told of the others where the mix holds something beside the
+            stems; None for a network that knows no such mixes.
     """
 
     def __init__(
@@ -52,52 +59,78 @@ class SpectralRegressor(SpectralNetwork):
         n_fft: int = 2048,
         known: float = 3e-4,
         unknown: float = 20.0,
+        beside: float | None = None,
     ) -> None:
         super().__init__(backbone, stems, n_fft)
         if not 0 < known < unknown:
             raise ValueError(f"got known = {known}, unknown = {unknown}; expected 0 < known first")
-        self.known, self.unknown = known, unknown
+        self.known, self.unknown, self.beside = known, unknown, beside
 
-    def scalings(self, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(c_skip, c_out, c_in), each (B, K, 1, bins), for the mask of given stems (B, K)."""
+    def scalings(self, known: Tensor, other: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """(c_skip, c_out, c_in), each (B, K, 1, bins), for the mask of given stems (B, K).
+
+        Arguments:
+            known: which stems are given, bool (B, K).
+            other: power of what is beside the stems, (bins,) or (B, bins), or None.
+        """
         given = known[:, :, None, None]
         power = self.sigma_data.square()[None, :, None, :]
         unknown = torch.where(given, 0, power)
         total = unknown.sum(1, keepdim=True)
+        if other is not None:
+            total = total + other.reshape(-1, 1, 1, other.shape[-1])
         share = unknown / torch.where(total > 0, total, 1)
         c_out = (unknown * (1 - share)).clamp_min(0).sqrt()
         return share, c_out, torch.where(given, power + self.known**2, total).rsqrt()
 
-    def estimate(self, mix: Tensor, stems: Tensor, known: Tensor) -> Tensor:
+    def estimate(
+        self, mix: Tensor, stems: Tensor, known: Tensor, other: Tensor | None = None
+    ) -> Tensor:
         """Estimated bins (B, K, frames, bins) of the unknown stems, 0 for the others.
 
         Arguments:
             mix: with shape (B, 1, T), T a multiple of the hop.
             stems: with shape (B, K, T), 0 where they are not given.
             known: which are given, bool, with shape (B, K).
+            other: power of what is beside the stems in each bin, (bins,) or (B, bins); None where
+                the mix is the sum of the stems.
+
+        Raises:
+            ValueError: if there is something beside the stems and the network knows no such mixes.
         """
+        label = self.unknown if other is None else self.beside
+        if label is None:
+            raise ValueError(
+                "this regressor was trained on mixes of its stems alone and knows of no other part"
+            )
         given = self.frame(stems)
         rest = self.frame(mix) - given.sum(1, keepdim=True)
-        c_skip, c_out, c_in = self.scalings(known)
-        labels = torch.where(known, self.known, self.unknown)
+        c_skip, c_out, c_in = self.scalings(known, other)
+        labels = torch.where(known, self.known, label)
         seen = torch.where(known[:, :, None, None], given, rest)
         part = c_out * self.residual(seen, labels, c_in)
         return c_skip * (rest - part.sum(1, keepdim=True)) + part
 
-    def forward(self, mix: Tensor, stems: Tensor, known: Tensor) -> Tensor:
+    def forward(
+        self, mix: Tensor, stems: Tensor, known: Tensor, other: Tensor | None = None
+    ) -> Tensor:
         """Estimates the stems that are not given.
 
         Arguments:
             mix: the mix, with shape (B, 1, T); any T (padded to a multiple of the hop inside).
             stems: the given stems, with shape (B, K, T); what is in the others is not read.
             known: which are given, bool, with shape (B, K).
+            other: power of what is beside the stems in each bin, (bins,) or (B, bins); None where
+                the mix is the sum of the stems.
 
         Returns:
             All stems, with shape (B, K, T): the given ones as they are, the others so that all
-            add up to the mix (unless all are given).
+            add up to the mix (unless all are given). With `other`, what they leave of the mix is
+            its estimate.
 
         Raises:
-            ValueError: if the shapes do not fit.
+            ValueError: if the shapes do not fit, or there is something beside the stems and the
+                network knows no such mixes.
         """
         batch, samples = mix.shape[0], mix.shape[-1]
         if mix.ndim != 3 or mix.shape[1] != 1:
@@ -109,6 +142,6 @@ class SpectralRegressor(SpectralNetwork):
             )
         given = torch.where(known[:, :, None], stems, 0).float()
         padding = (0, -samples % self.hop)
-        bins = self.estimate(F.pad(mix.float(), padding), F.pad(given, padding), known)
+        bins = self.estimate(F.pad(mix.float(), padding), F.pad(given, padding), known, other)
         estimates = self.frame.inverse(bins)[..., :samples].to(stems.dtype)
         return torch.where(known[:, :, None], stems, estimates)

@@ -60,12 +60,14 @@ class Clip:
         song: number of the song in its split, from 0.
         stems: float32 (4, T), full scale at 1; the mixture is their sum.
         digest: of the stems' samples: another rendering is another clip.
+        start: where in the song it begins, in samples.
     """
 
     name: str
     song: int
     stems: NDArray[np.float32]
     digest: str
+    start: int = 0
 
     @property
     def mix(self) -> NDArray[np.float32]:
@@ -95,7 +97,7 @@ def clips(folder: str | Path, which: ClipList) -> list[Clip]:
         start = _place(stems, which)
         part = np.ascontiguousarray(stems[:, start : start + which.samples])
         if not which.active or not is_silent(part / FULL_SCALE).any():
-            found.append((song, part))
+            found.append((song, start, part))
     chosen = np.linspace(0, len(found) - 1, min(which.songs, len(found)))
     return [
         Clip(
@@ -103,8 +105,9 @@ def clips(folder: str | Path, which: ClipList) -> list[Clip]:
             song=song,
             stems=part.astype(np.float32) / np.float32(FULL_SCALE),
             digest=hashlib.sha256(part.tobytes()).hexdigest(),
+            start=start,
         )
-        for song, part in (found[round(i)] for i in chosen)
+        for song, start, part in (found[round(i)] for i in chosen)
     ]
 
 

@@ -14,6 +14,7 @@ from recipes.corpus.grooves import MissingProgram
 from recipes.corpus.midi import STEMS
 
 TABLE = Path(__file__).parent / "sources.tsv"
+OTHERS = Path(__file__).parent / "others.tsv"  # instruments that no stem is
 SPLITS = ("train", "valid", "test")
 RARE = {"deb:opl3-soundfont": 0.3}  # chip sounds: seasoning
 BANKS = ("sf2", "gus")  # kinds whose patches are different sounds

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recipes.corpus.charts import Chart, random_chart
 from recipes.corpus.grooves import Groove, mma_tracks, read_catalogue
@@ -38,11 +39,15 @@ class Layer:
 
 @dataclass
 class Song:
-    """What is rendered: layers per stem, the length and a description for the index."""
+    """What is rendered: layers per stem, the length and a description for the index.
+
+    `times` are the seconds of the bar lines, the end of the last bar among them.
+    """
 
     seconds: float
     chart: Chart
     layers: dict[str, list[Layer]]
+    times: NDArray[np.float64]
     grooves: list[str] = field(default_factory=list)
 
 
@@ -302,4 +307,4 @@ def compose(split: str, palette: Palette, book: GrooveBook, rng: np.random.Gener
             cents = tuning + float(rng.normal(0, 3))
             shift = shifts.setdefault(own, draw_shift(split, stem, rng))
             layers[stem].append(Layer(notes, own, cents, shift))
-    return Song(float(times[-1]) + 1.5, chart, layers, used)
+    return Song(float(times[-1]) + 1.5, chart, layers, times, used)

@@ -89,19 +89,39 @@ class StemCorpus:
         else:
             places = [self._place(rng, samples, songs, augmentation)] * 4
         gain = rng.normal(0.0, augmentation.mix_gain_db)
-        for k, (song, start, speed) in enumerate(places):
-            if rng.random() < augmentation.mute:
-                continue
-            wanted = samples if speed == 1.0 else int(samples * speed) + 2
-            source = self.stems(song)[k, start : start + wanted] / np.float32(FULL_SCALE)
-            if speed != 1.0:
-                at = np.arange(min(samples, int((len(source) - 1) / speed))) * speed
-                source = np.interp(at, np.arange(len(source)), source).astype(np.float32)
-            db = gain + rng.normal(0.0, augmentation.stem_gain_db)
-            polarity = 1.0 if rng.random() < 0.5 else -1.0
-            source = equalise(source, rng, augmentation.equaliser_db)
-            stems[k, : len(source)] = source * np.float32(polarity * 10 ** (db / 20))
+        for k, place in enumerate(places):
+            if rng.random() >= augmentation.mute:
+                stems[k] = self._part(rng, samples, k, place, gain, augmentation)
         return stems
+
+    def single(
+        self, rng: np.random.Generator, samples: int, gain: float, augmentation: Augmentation
+    ) -> np.ndarray:
+        """The first row of some place, varied as stems are, (samples,); the gain is in dB."""
+        place = self._place(rng, samples, len(self.songs), augmentation)
+        return self._part(rng, samples, 0, place, gain, augmentation)
+
+    def _part(
+        self,
+        rng: np.random.Generator,
+        samples: int,
+        k: int,
+        place: tuple[int, int, float],
+        gain: float,
+        augmentation: Augmentation,
+    ) -> np.ndarray:
+        """Row k at a place, with its own speed, gain, polarity and response, float32 (samples,)."""
+        song, start, speed = place
+        wanted = samples if speed == 1.0 else int(samples * speed) + 2
+        source = self.stems(song)[k, start : start + wanted] / np.float32(FULL_SCALE)
+        if speed != 1.0:
+            at = np.arange(min(samples, int((len(source) - 1) / speed))) * speed
+            source = np.interp(at, np.arange(len(source)), source).astype(np.float32)
+        db = gain + rng.normal(0.0, augmentation.stem_gain_db)
+        polarity = 1.0 if rng.random() < 0.5 else -1.0
+        source = equalise(source, rng, augmentation.equaliser_db)
+        source = source * np.float32(polarity * 10 ** (db / 20))
+        return np.pad(source, (0, samples - len(source)))
 
     def _place(
         self, rng: np.random.Generator, samples: int, songs: int, augmentation: Augmentation

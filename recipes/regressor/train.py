@@ -8,10 +8,14 @@ passages count like loud ones; the second keeps the upper bands, which hold a hu
 energy, from being left to chance. A thousandth of the mix's energy is added to both energies:
 better than 30 dB is not asked for, and a silent stem has a finite loss.
 
-The network is the prior's and starts from a prior's weights, where the unknown stems are pure
-noise (`--initial`), or from none. The learning rate follows the processor time spent, so that a
-run costs what it was said to; no two runs are equal to the last bit. It can be stopped at any
-time and continues from its last checkpoint by the same command.
+With `--others`, parts of instruments that no stem is (recipes/corpus/others.py), a share of the
+steps has mixes with such a part, or with the bare possibility of one; the network is told which
+kind it sees, and what its estimates leave of the mix is one stem more in the loss.
+
+The network is the prior's and starts from the weights of a prior, where the unknown stems are pure
+noise, or of another regressor (`--initial`), or from none. The learning rate follows the processor
+time spent, so that a run costs what it was said to; no two runs are equal to the last bit. It can
+be stopped at any time and continues from its last checkpoint by the same command.
 """
 
 from __future__ import annotations
@@ -35,12 +39,15 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from mgdm_audio import hub
 from mgdm_audio.metrics import si_sdr_improvement
 from mgdm_audio.nn import SpectralRegressor, build
+from mgdm_audio.other import LEVEL, Spectrum
 from recipes.prior.data import Augmentation, StemCorpus, validation_crops
 
 CLASS = "TokenUNetRegressor"
 BANDS = 24
 BAND_WEIGHT = 0.25
 FLOOR = 1e-3
+BESIDE = 60.0  # label of the unknown stems where the mix may hold another part
+OTHER_DB, OTHER_STD_DB = -5.5, 4.0  # gain of such a part, which brings it to the level of a stem
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,8 @@ class Settings:
         lr: peak learning rate (AdamW, betas 0.9 and 0.99, no weight decay on vectors).
         decay_from: the share of the run after which the learning rate falls (cosine to 1 %).
         given: shares of items with no, one and two given stems.
+        beside: the share of steps with mixes that may hold a part beside the stems.
+        absent: the share of their items that hold none.
         ema: decay of the averaged weights per step.
         seed: seed of weights, masks and data.
     """
@@ -63,7 +72,9 @@ class Settings:
     samples: int = 88_064
     lr: float = 6e-4
     decay_from: float = 0.3
-    given: tuple[float, float, float] = (0.5, 0.25, 0.25)
+    given: tuple[float, float, float] = (0.7, 0.15, 0.15)
+    beside: float = 0.0
+    absent: float = 0.25
     ema: float = 0.999
     seed: int = 0
 
@@ -76,22 +87,40 @@ def bands(bins: int, sample_rate: int = 22050) -> Tensor:
 
 
 def losses(
-    net: SpectralRegressor, clean: Tensor, known: Tensor, membership: Tensor
+    net: SpectralRegressor,
+    clean: Tensor,
+    known: Tensor,
+    membership: Tensor,
+    other: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Loss and SNR in dB of each stem, (B, K); both 0 for the given ones.
+    """Loss and SNR in dB of each stem, (B, K), or (B, K + 1) with `other`.
+
+    Of the given ones the loss is 0 and the SNR NaN.
 
     Arguments:
         net: the regressor.
         clean: true stems, (B, K, T), T a multiple of the hop.
         known: which are given, bool (B, K).
         membership: see `bands`.
+        other: what the mix holds beside the stems, (B, 1, T), or None.
     """
+    power = None
+    if other is not None:
+        mixes = torch.cat([clean, other], dim=1).sum(1)
+        spectra = [Spectrum([mix]).at(net.frame.n_fft, LEVEL) for mix in mixes]
+        power = torch.stack(spectra).to(clean)
+        known = torch.cat([known, torch.zeros_like(known[:, :1])], dim=1)
+        clean = torch.cat([clean, other], dim=1)
+    k = net.stems
     mix = clean.sum(1, keepdim=True)
-    estimate = net.estimate(mix, torch.where(known[:, :, None], clean, 0), known)
+    given = torch.where(known[:, :, None], clean, 0)
+    estimate = net.estimate(mix, given[:, :k], known[:, :k], power)
     with torch.no_grad():
         bins = net.frame(torch.cat([clean, mix], dim=1))
-        levels = bins.abs().square().sum(2) @ membership  # (B, K + 1, bands)
-    error = torch.where(known[:, :, None, None], 0, estimate - bins[:, :-1])
+        levels = bins.abs().square().sum(2) @ membership  # (B, K + 1 or 2, bands)
+    error = torch.where(known[:, :k, None, None], 0, estimate - bins[:, :k])
+    if other is not None:
+        error = torch.cat([error, -error.sum(1, keepdim=True)], dim=1)
     band = (error.real.square() + error.imag.square()).sum(2) @ membership
     wave = net.frame.inverse(error).square().sum(-1)
     whole = clean.square().sum(-1)
@@ -100,7 +129,8 @@ def losses(
     floor = FLOOR * levels[:, -1:] + 1e-6 * levels[:, -1:].mean(2, keepdim=True) + 1e-8
     by_band = torch.log((band + floor) / (levels[:, :-1] + floor)).mean(2)
     loss = full_band + BAND_WEIGHT * by_band
-    return torch.where(known, 0, loss), torch.where(known, 0, -4.342945 * full_band.detach())
+    snr = torch.where(known, math.nan, -4.342945 * full_band.detach())
+    return torch.where(known, 0, loss), snr
 
 
 def measure_sigma_data(net: SpectralRegressor, crops: list[np.ndarray]) -> Tensor:
@@ -118,10 +148,26 @@ def learning_rate(settings: Settings, step: int, minutes: float) -> float:
 
 
 class Training:
-    """State of a run: network, averaged network, optimiser, random states, time spent."""
+    """State of a run: network, averaged network, optimiser, random states, time spent.
 
-    def __init__(self, settings: Settings, network: dict[str, Any], corpus: StemCorpus) -> None:
+    Arguments:
+        settings: of the run.
+        network: class and arguments of the network.
+        corpus: the training songs.
+        others: parts of instruments that no stem is; None where `settings.beside` is 0.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        network: dict[str, Any],
+        corpus: StemCorpus,
+        others: StemCorpus | None = None,
+    ) -> None:
+        if settings.beside and others is None:
+            raise ValueError("got no parts of other instruments; expected a folder of them")
         self.settings, self.network, self.corpus = settings, network, corpus
+        self.others = others
         torch.manual_seed(settings.seed)
         self.net, self.average = self._build(), self._build()
         self.average.requires_grad_(False)
@@ -135,7 +181,7 @@ class Training:
         )
         self.membership = bands(self.net.frame.bins)
         self.rng = np.random.default_rng(settings.seed)
-        self.augmentation = Augmentation()
+        self.augmentation = Augmentation(equaliser_db=4.0, speed=0.4)
         self.step = 0
         self.minutes = 0.0
         self.seconds = 0.0  # of audio seen
@@ -147,12 +193,12 @@ class Training:
         assert isinstance(net, SpectralRegressor)
         return net
 
-    def start_from(self, prior: hub.Prior) -> None:
-        """Takes a prior's weights and scalings."""
-        state = prior.denoise.state_dict()
+    def start_from(self, model: hub.Prior | hub.Regressor) -> None:
+        """Takes the weights and scalings of a prior or of another regressor."""
+        state = network_of(model).state_dict()
         self.net.load_state_dict(state)
         self.average.load_state_dict(state)
-        self.initial = f"{prior.name} {prior.sha256}"
+        self.initial = f"{model.name} {model.sha256}"
 
     def prepare(self) -> None:
         """Measures the scalings on the augmented corpus, for a start without a prior."""
@@ -164,6 +210,18 @@ class Training:
     def _crop(self, rng: np.random.Generator) -> np.ndarray:
         return self.corpus.crop(rng, self.settings.samples, self.songs, self.augmentation)
 
+    def other(self) -> Tensor | None:
+        """What the mixes of a step hold beside the stems, (B, 1, T), or None."""
+        s = self.settings
+        if self.others is None or self.rng.random() >= s.beside:
+            return None
+        parts = np.zeros((s.batch, 1, s.samples), np.float32)
+        for part in parts:
+            if self.rng.random() >= s.absent:
+                gain = OTHER_DB + OTHER_STD_DB * self.rng.normal()
+                part[0] = self.others.single(self.rng, s.samples, gain, self.augmentation)
+        return torch.from_numpy(parts)
+
     def batch(self) -> tuple[Tensor, Tensor]:
         """True stems (B, K, T) and which of them are given (B, K)."""
         clean = np.stack([self._crop(self.rng) for _ in range(self.settings.batch)])
@@ -173,16 +231,17 @@ class Training:
             self.rng.shuffle(row)
         return torch.from_numpy(clean), torch.from_numpy(known)
 
-    def advance(self, precision: torch.dtype) -> tuple[Tensor, Tensor]:
-        """One optimiser step; returns the SNRs (B, K) in dB and the mask of given stems."""
+    def advance(self, precision: torch.dtype) -> Tensor:
+        """One optimiser step; returns the SNRs (B, K + 1) in dB, NaN where there is none."""
         start = time.process_time()
         clean, known = self.batch()
+        other = self.other()
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.settings, self.step, self.minutes)
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
-            loss, snr = losses(self.net, clean, known, self.membership)
+            loss, snr = losses(self.net, clean, known, self.membership, other)
         self.optimiser.zero_grad(set_to_none=True)
-        (loss.sum() / (~known).sum()).backward()
+        (loss.sum() / (~snr.isnan()).sum()).backward()
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
         self.optimiser.step()
         decay = min(self.settings.ema, (self.step + 1) / (self.step + 10))
@@ -192,16 +251,29 @@ class Training:
         self.step += 1
         self.seconds += clean.shape[0] * clean.shape[-1] / 22050
         self.minutes += (time.process_time() - start) / 60
-        return snr, known
+        missing = self.net.stems + 1 - snr.shape[1]
+        return torch.nn.functional.pad(snr, (0, missing), value=math.nan)
 
     @torch.no_grad()
-    def validate(self, crops: np.ndarray, precision: torch.dtype) -> dict[str, list[float]]:
+    def validate(
+        self, crops: np.ndarray, precision: torch.dtype, others: np.ndarray | None = None
+    ) -> dict[str, list[float]]:
         """SI-SDR improvement in dB of the averaged weights, by stem, where it sounds.
 
-        "none": no stem is given; "two": the two that follow it are.
+        "none": no stem is given; "two": the two that follow it are; "beside": none is, and the mix
+        holds another part, whose improvement is the fifth figure.
+
+        Arguments:
+            crops: of validation songs, (N, 4, T).
+            precision: of the network.
+            others: other parts, (N, 1, T), for "beside".
         """
-        scores: dict[str, list[list[float]]] = {"none": [[], [], [], []], "two": [[], [], [], []]}
-        for crop in crops:
+        scores: dict[str, list[list[float]]] = {
+            "none": [[] for _ in range(4)],
+            "two": [[] for _ in range(4)],
+            **({} if others is None else {"beside": [[] for _ in range(5)]}),
+        }
+        for number, crop in enumerate(crops):
             active = [k for k in range(4) if crop[k].std() > 0.002]
             if len(active) < 2:
                 continue
@@ -214,16 +286,36 @@ class Training:
                 for j in active if k < 0 else [k]:
                     gain = si_sdr_improvement(estimate[j], crop[j], crop.sum(0))
                     scores["none" if k < 0 else "two"][j].append(float(gain))
+            if others is not None and others[number].std() > 0.002:
+                estimate = self._estimate(crop, np.zeros(4, bool), precision, others[number])
+                true = np.concatenate([crop, others[number]])
+                for j in (*active, 4):
+                    gain = si_sdr_improvement(estimate[j], true[j], true.sum(0))
+                    scores["beside"][j].append(float(gain))
         return {
             case: [round(float(np.mean(s)), 3) if s else math.nan for s in by_stem]
             for case, by_stem in scores.items()
         }
 
-    def _estimate(self, crop: np.ndarray, known: np.ndarray, precision: torch.dtype) -> np.ndarray:
+    def _estimate(
+        self,
+        crop: np.ndarray,
+        known: np.ndarray,
+        precision: torch.dtype,
+        other: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Estimated stems (K, T), with another part (1, T) in the mix (K + 1, T)."""
         clean = torch.from_numpy(crop)[None]
         mix, mask = clean.sum(1, keepdim=True), torch.from_numpy(known)[None]
+        power = None
+        if other is not None:
+            mix = mix + torch.from_numpy(other)
+            power = Spectrum([mix[0, 0]]).at(self.average.frame.n_fft, LEVEL)
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
-            return self.average(mix, clean, mask)[0].numpy()
+            stems = self.average(mix, clean, mask, power)
+        if other is not None:
+            stems = torch.cat([stems, mix - stems.sum(1, keepdim=True)], dim=1)
+        return stems[0].numpy()
 
     def save(self, path: Path) -> None:
         """Writes the checkpoint to a temporary name, then renames it."""
@@ -241,10 +333,13 @@ class Training:
         os.replace(temporary, path)
 
     @classmethod
-    def resume(cls, path: Path, corpus: StemCorpus) -> Training:
-        """Continues from a checkpoint."""
+    def resume(cls, path: Path, corpus: StemCorpus, others: StemCorpus | None = None) -> Training:
+        """Continues from a checkpoint; without `others` it is there to be looked at."""
         state = torch.load(path, weights_only=True)
-        training = cls(Settings(**state["settings"]), state["network"], corpus)
+        settings = Settings(**state["settings"])
+        if others is None:
+            settings = replace(settings, beside=0.0)
+        training = cls(settings, state["network"], corpus, others)
         training.net.load_state_dict(state["net"])
         training.average.load_state_dict(state["average"])
         training.optimiser.load_state_dict(state["optimiser"])
@@ -254,6 +349,17 @@ class Training:
         return training
 
 
+def load_model(name: str) -> hub.Prior | hub.Regressor:
+    """A prior or a regressor by name or folder."""
+    kind = hub.read_config(hub.find(name)).kind
+    return hub.load(name) if kind == "prior" else hub.load_regressor(name)
+
+
+def network_of(model: hub.Prior | hub.Regressor) -> torch.nn.Module:
+    """The network of a loaded model."""
+    return model.denoise if isinstance(model, hub.Prior) else model.regress
+
+
 _COUNTERS = ("step", "minutes", "seconds", "songs", "initial")
 
 
@@ -261,7 +367,8 @@ _COUNTERS = ("step", "minutes", "seconds", "songs", "initial")
 @click.option("--corpus", type=click.Path(path_type=Path), required=True, help="Corpus folder.")
 @click.option("--valid", type=click.Path(path_type=Path), help="Folder of validation songs.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Run folder.")
-@click.option("--initial", default="default", show_default=True, help="A prior, or 'none'.")
+@click.option("--others", type=click.Path(path_type=Path), help="Folder of the train, valid parts.")
+@click.option("--initial", default="default", show_default=True, help="A model, or 'none'.")
 @click.option(
     "--minutes",
     default=Settings.minutes,
@@ -280,6 +387,7 @@ def main(
     corpus: Path,
     valid: Path | None,
     out: Path,
+    others: Path | None,
     initial: str,
     minutes: float,
     batch: int,
@@ -293,36 +401,44 @@ def main(
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
     data = StemCorpus(corpus / "train")
+    parts = None if others is None else StemCorpus(others / "train")
     source = click.get_current_context().get_parameter_source
     checkpoint = out / "checkpoint.pt"
     if checkpoint.exists():
-        run = Training.resume(checkpoint, data)
+        run = Training.resume(checkpoint, data, parts)
         if source("minutes") is not click.core.ParameterSource.DEFAULT:
             run.settings = replace(run.settings, minutes=minutes)
         click.echo(f"continues at step {run.step}, minute {run.minutes:.1f}", err=True)
     else:
         samples = round(seconds * 22050 / 512) * 512
-        settings = Settings(minutes=minutes, batch=batch, samples=samples, lr=lr, seed=seed)
-        if initial == "none":
-            args = {"backbone": json.loads(network), "stft": {"n_fft": 2048}}
-            run = Training(settings, {"class": CLASS, "args": args}, data)
+        settings = Settings(
+            minutes=minutes, batch=batch, samples=samples, lr=lr, seed=seed,
+            beside=0.0 if parts is None else 0.6,
+        )  # fmt: skip
+        model = None if initial == "none" else load_model(initial)
+        args = {"backbone": json.loads(network), "stft": {"n_fft": 2048}}
+        if model is not None:
+            args = dict(model.info.config["network"]["args"])
+        if parts is not None:
+            args["stft"] = {**args["stft"], "beside": BESIDE}
+        run = Training(settings, {"class": CLASS, "args": args}, data, parts)
+        if model is None:
             run.prepare()
         else:
-            prior = hub.load(initial)
-            args = prior.info.config["network"]["args"]
-            run = Training(settings, {"class": CLASS, "args": args}, data)
-            run.start_from(prior)
+            run.start_from(model)
     crops = validation_crops(valid or corpus / "valid", 131_072)
+    beside = None
+    if others is not None:
+        beside = validation_crops(others / "valid", 131_072) * np.float32(10 ** (OTHER_DB / 20))
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     saved = validated = logged = run.minutes
-    window: list[tuple[Tensor, Tensor]] = []
+    window: list[Tensor] = []
     with (out / "log.jsonl").open("a", buffering=1) as log:
         while run.minutes < run.settings.minutes:
             window.append(run.advance(dtype))
             last = run.minutes >= run.settings.minutes
             if run.minutes - logged > 1 or last:
-                snr, known = (torch.cat(parts) for parts in zip(*window, strict=True))
-                by_stem = (snr.sum(0) / (~known).sum(0).clamp_min(1)).tolist()
+                by_stem = torch.cat(window).nanmean(0).tolist()
                 line = {
                     "step": run.step,
                     "minutes": round(run.minutes, 2),
@@ -340,7 +456,7 @@ def main(
                 run.songs = data.refresh()
                 saved = run.minutes
             if run.minutes - validated > validate_minutes or last:
-                scores = run.validate(crops, dtype)
+                scores = run.validate(crops, dtype, beside)
                 log.write(json.dumps({"step": run.step, "valid_si_sdri": scores}) + "\n")
                 click.echo(f"step {run.step} validation SI-SDRi {scores}", err=True)
                 validated = run.minutes
