@@ -14,17 +14,19 @@ if TYPE_CHECKING:
 QUALITIES: dict[str, dict[str, Any]] = {
     name: {
         "method": "mgdm",
-        "preset": "default",
+        "preset": "warm",
         "average": average,
         "warm_start": "regressor",
-        "warm_sigma": 0.3,
+        "warm_sigma": 0.03,
     }
     for name, average in (("fast", 1), ("default", 2), ("best", 4))
 }
 """Points on the curve of quality against time: MGDM begun at a low noise level from the regressor's
 estimate, and the samples averaged. With the shipped models that is 6 network calls a sample, a
 sixth of a run from noise, and several dB better: the regressor decides which instrument a sound is,
-where the prior alone is unsure (recipes/compare/results)."""
+where the prior alone is unsure (recipes/compare/results). The lower the level, the less of that is
+lost: on six validation clips one sample is 0.05 dB below the regressor from 0.03, 0.5 from 0.08,
+0.6 from 0.3."""
 
 
 @dataclass(frozen=True)

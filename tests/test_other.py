@@ -102,7 +102,7 @@ def test_silence(prior):
 SMALL = {
     "backbone": {
         "bins": 128, "channels": [8, 8], "blocks": [1, 1], "width": 16, "depth": 2,
-        "embedding": 16,
+        "embedding": 16, "parts": 5,
     },
     "stft": {"n_fft": 256, "beside": 60.0},
 }  # fmt: skip

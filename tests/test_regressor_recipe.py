@@ -159,7 +159,8 @@ def others(tmp_path: Path) -> StemCorpus:
 
 
 def test_learns_to_leave_other_sounds_alone(corpus, others, tmp_path):
-    network = {**NETWORK, "args": {**ARGS, "stft": {"n_fft": 256, "beside": 60.0}}}
+    args = {"backbone": {**ARGS["backbone"], "parts": 5}, "stft": {"n_fft": 256, "beside": 60.0}}
+    network = {**NETWORK, "args": args}
     settings = replace(SETTINGS, beside=1.0, absent=0.0, lr=0.03)
     with pytest.raises(ValueError, match="no parts of other instruments"):
         Training(settings, network, corpus)

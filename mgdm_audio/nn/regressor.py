@@ -16,9 +16,10 @@ R is shared among them in proportion to :math:`\sigma_{d,k}^2`, which is what th
 powers says of it, so that the result adds up to the mix, and training sees it so.
 
 A mix may hold something that none of the stems is. Its power in each bin, :math:`\sigma_o^2`, then
-joins T; the others' share of what is left of R is theirs no longer, so that the estimates add up to
-less than the mix, and the difference is the estimate of the rest. The network is told by another
-label of the unknown stems that the mix is of this kind, and must have been trained on such mixes.
+joins T, and the network has an :math:`F_o` for it: one more unknown stem, of which there is no
+other trace than R. The estimates of the stems add up to less than the mix, and the difference is
+its estimate. The network is told by another label of the unknown stems that the mix is of this
+kind, and must have been trained on such mixes.
 
 The backbone sees R in the place of every unknown stem and the given stems in their own, and is
 told which is which in the place of the noise levels. Shapes and names of the weights are those of
@@ -49,7 +50,11 @@ class SpectralRegressor(SpectralNetwork):
         known: the noise level that the backbone is told of a stem that is given.
         unknown: the one that it is told of the others.
         beside: the one that it is told of the others where the mix holds something beside the
-            stems; None for a network that knows no such mixes.
+            stems; None for a network that knows no such mixes. The backbone then gives one signal
+            more than there are stems.
+
+    Raises:
+        ValueError: if `known` is not below `unknown`, or the backbone gives too few signals.
     """
 
     def __init__(
@@ -108,8 +113,10 @@ class SpectralRegressor(SpectralNetwork):
         c_skip, c_out, c_in = self.scalings(known, other)
         labels = torch.where(known, self.known, label)
         seen = torch.where(known[:, :, None, None], given, rest)
-        part = c_out * self.residual(seen, labels, c_in)
-        return c_skip * (rest - part.sum(1, keepdim=True)) + part
+        k = self.stems
+        more = None if other is None else rest * c_in[:, k:]
+        part = c_out * self.residual(seen, labels, c_in[:, :k], more)
+        return (c_skip * (rest - part.sum(1, keepdim=True)) + part)[:, :k]
 
     def forward(
         self, mix: Tensor, stems: Tensor, known: Tensor, other: Tensor | None = None

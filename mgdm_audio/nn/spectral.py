@@ -33,7 +33,8 @@ class SpectralNetwork(nn.Module):
         backbone: maps features (B, 3K, frames, bins - 1) and log noise levels (B, K) to outputs
             (B, 3K, frames, bins - 1); the three per stem are log power, real and imaginary part
             on the way in and gain, real and imaginary part on the way out. The Nyquist bin is
-            left to the Gaussian part of the preconditioning.
+            left to the Gaussian part of the preconditioning. It may give one signal more than it
+            takes, see `residual`.
         stems: the number of stems K.
         n_fft: the STFT window in samples; the hop is a quarter of it.
     """
@@ -52,18 +53,25 @@ class SpectralNetwork(nn.Module):
     def hop(self) -> int:
         return self.frame.hop
 
-    def residual(self, bins: Tensor, sigma: Tensor, c_in: Tensor) -> Tensor:
+    def residual(
+        self, bins: Tensor, sigma: Tensor, c_in: Tensor, more: Tensor | None = None
+    ) -> Tensor:
         """The network's part F of the estimated bins, (B, K, frames, bins) complex.
 
         Arguments:
             bins: what is seen of the stems, with shape (B, K, frames, bins).
             sigma: the noise levels that the backbone is told, with shape (B, K).
             c_in: the input scaling, with shape (B, K, 1, bins).
+            more: what is seen, scaled, of a signal that comes out without going in, with shape
+                (B, 1, frames, bins): F then has K + 1 rows.
         """
         scaled = (bins * c_in)[..., :-1]
         power = scaled.real.square() + scaled.imag.square()
         features = torch.cat([0.25 * torch.log(power + 1e-4), scaled.real, scaled.imag], dim=1)
-        gain, real, imag = self.backbone(features, sigma.log()).float().chunk(3, dim=1)
+        out = self.backbone(features, sigma.log()).float().chunk(3, dim=1)
+        if more is not None:
+            scaled = torch.cat([scaled, more[..., :-1]], dim=1)
+        gain, real, imag = (part[:, : scaled.shape[1]] for part in out)
         return F.pad(gain * scaled + torch.complex(real, imag), (0, 1))
 
 

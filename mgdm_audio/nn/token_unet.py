@@ -135,6 +135,7 @@ class TokenUNet(nn.Module):
         depth: the number of ConvNeXt blocks; dilations run 1, 2, 4, 8, 1, ...
         expansion: the hidden width of their perceptron, in units of ``width``.
         embedding: the width of the noise embedding.
+        parts: the number of signals that come out, by default the stems.
     """
 
     def __init__(
@@ -148,8 +149,10 @@ class TokenUNet(nn.Module):
         depth: int = 6,
         expansion: int = 2,
         embedding: int = 256,
+        parts: int | None = None,
     ) -> None:
         super().__init__()
+        self.parts = stems if parts is None else parts
         if bins % (4 * patch):
             raise ValueError(f"bins must be a multiple of {4 * patch}, got {bins}")
         self.patch = patch
@@ -174,11 +177,11 @@ class TokenUNet(nn.Module):
         self.widen = nn.Linear(coarse, 4 * fine)
         self.fine_out = stack(blocks[0], fine, bands, 8)
         self.norm = ModulatedNorm(fine, embedding)
-        self.outputs = nn.Linear(fine, 3 * stems * patch)
+        self.outputs = nn.Linear(fine, 3 * self.parts * patch)
         nn.init.zeros_(self.outputs.weight)
 
     def forward(self, features: Tensor, log_sigma: Tensor) -> Tensor:
-        """(B, 3K, frames, bins) and (B, K) to (B, 3K, frames, bins)."""
+        """(B, 3K, frames, bins) and (B, K) to (B, 3 parts, frames, bins)."""
         e = self.embedding(log_sigma)
         x = features.unflatten(-1, (-1, self.patch)).permute(0, 2, 3, 1, 4).flatten(-2)
         fine = self.patches(x)

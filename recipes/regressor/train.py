@@ -36,7 +36,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from mgdm_audio import hub
+from mgdm_audio import STEMS, hub
 from mgdm_audio.metrics import si_sdr_improvement
 from mgdm_audio.nn import SpectralRegressor, build
 from mgdm_audio.other import LEVEL, Spectrum
@@ -195,7 +195,7 @@ class Training:
 
     def start_from(self, model: hub.Prior | hub.Regressor) -> None:
         """Takes the weights and scalings of a prior or of another regressor."""
-        state = network_of(model).state_dict()
+        state = widened(network_of(model).state_dict(), self.net.state_dict())
         self.net.load_state_dict(state)
         self.average.load_state_dict(state)
         self.initial = f"{model.name} {model.sha256}"
@@ -355,6 +355,20 @@ def load_model(name: str) -> hub.Prior | hub.Regressor:
     return hub.load(name) if kind == "prior" else hub.load_regressor(name)
 
 
+def widened(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a network with one output more, where that is wanted: it says nothing yet."""
+    state = dict(state)
+    for key in ("backbone.outputs.weight", "backbone.outputs.bias"):
+        have, new = state[key], torch.zeros_like(wanted[key])
+        if have.shape != new.shape:
+            # Gain, real and imaginary part, of each signal, of each bin of a patch.
+            stems = len(STEMS)
+            rows = have.reshape(3, stems, -1, *have.shape[1:])
+            new.reshape(3, stems + 1, -1, *have.shape[1:])[:, :stems] = rows
+            state[key] = new
+    return state
+
+
 def network_of(model: hub.Prior | hub.Regressor) -> torch.nn.Module:
     """The network of a loaded model."""
     return model.denoise if isinstance(model, hub.Prior) else model.regress
@@ -413,7 +427,7 @@ def main(
         samples = round(seconds * 22050 / 512) * 512
         settings = Settings(
             minutes=minutes, batch=batch, samples=samples, lr=lr, seed=seed,
-            beside=0.0 if parts is None else 0.6,
+            beside=0.0 if parts is None else 0.7,
         )  # fmt: skip
         model = None if initial == "none" else load_model(initial)
         args = {"backbone": json.loads(network), "stft": {"n_fft": 2048}}
@@ -421,6 +435,7 @@ def main(
             args = dict(model.info.config["network"]["args"])
         if parts is not None:
             args["stft"] = {**args["stft"], "beside": BESIDE}
+            args["backbone"] = {**args["backbone"], "parts": len(STEMS) + 1}
         run = Training(settings, {"class": CLASS, "args": args}, data, parts)
         if model is None:
             run.prepare()
