@@ -293,6 +293,9 @@ def repair(
 ) -> None:  # fmt: skip
     """Repair FILE, a mix or a stem. What is not damaged stays as it is.
 
+    Short gaps and clipping are estimated, as near to what was there as can be; with --method, and
+    for all else, the repair is a draw.
+
     \b
     mgdm-audio repair song.wav --gap 12.5-12.8 -o fixed.wav
     mgdm-audio repair drums.wav --clipped --stem drums -o fixed.wav
@@ -313,7 +316,7 @@ def repair(
     import numpy as np
     import soundfile as sf
 
-    from mgdm_audio import audio
+    from mgdm_audio import audio, hub
     from mgdm_audio import repair as repairs
 
     kind = next(name for name, asked in kinds.items() if asked)
@@ -323,11 +326,15 @@ def repair(
         if mask is not None:
             gaps += arguments.intervals(mask, recording.sample_rate, recording.samples.shape[1])
         separator = _made(options, repairs.METHODS[kind])
+        # The shipped regressor is trained for the stems of the shipped prior.
+        splits = kind == "gap" and stem is None and not options["method"] and not options["model"]
+        regressor = hub.load_regressor("regressor", separator.device) if splits else None
         progress = Progress(file.name, options["quiet"])
         result = repairs.repair(
             separator, recording.samples, recording.sample_rate, kind, [options["seed"]],
             stem=stem, gaps=gaps or None, level=clip_level,
-            cutoff=lowpass, bits=bits, callback=progress,
+            cutoff=lowpass, bits=bits, way="draw" if options["method"] else None,
+            regressor=regressor, callback=progress,
         )  # fmt: skip
         progress.close()
         share = float(np.mean(result.damaged))
@@ -335,7 +342,8 @@ def repair(
         # Repaired peaks go beyond full scale: no format with integers has room for them.
         sf.write(output, result.samples[0].T, recording.sample_rate, "FLOAT", format="WAV")
     if not options["quiet"]:
-        click.echo(f"{100 * share:.2f} % of the samples were in question", err=True)
+        click.echo(f"{100 * share:.2f} % of the samples were in question: {result.way}",
+                   err=True)  # fmt: skip
     click.echo(printable(output))
 
 

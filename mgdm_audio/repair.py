@@ -1,13 +1,18 @@
 r"""Repair of recordings with the prior: gaps, clipping, a missing upper band, few bits.
 
-The damage is an operator on the mix, or on one stem, and the stems are drawn given it; their sum is
-the repaired recording. Every channel is repaired by itself. What was not damaged stays as it is,
-bit for bit:
+Every channel is repaired by itself. What was not damaged stays as it is, bit for bit:
 
 - ``gap``: samples in given intervals, or in dropouts (runs of digital silence), are replaced;
 - ``clip``: samples at the clipping level are replaced by ones at or beyond it;
 - ``lowpass``: what is missing above a cutoff is added;
 - ``bits``: samples move inside the interval that was rounded to them.
+
+There are two ways. A *draw* is a sample of the stems given the damaged recording, the damage being
+an operator on the mix, or on one stem; their sum is the repaired recording. An *estimate* is as
+near to what was there as can be: short gaps are filled by :mod:`mgdm_audio.estimate`; clipped
+samples are those of an autoregression, the mean of what they can have been at and beyond the level
+(:mod:`mgdm_audio.autoregression`), without the prior, which makes them worse at every noise level
+(docs/restoration.md).
 
 The prior works at its own rate. Recordings at another rate are repaired there and the change is
 brought back; what a gap held above the prior's band is not replaced.
@@ -15,7 +20,7 @@ brought back; what a gap held above the prior's band is not replaced.
 
 from __future__ import annotations
 
-__all__ = ["METHODS", "Repaired", "clipping_level", "dropouts", "repair"]
+__all__ = ["METHODS", "WAYS", "Repaired", "clipping_level", "dropouts", "repair"]
 
 import math
 from collections.abc import Sequence
@@ -27,12 +32,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mgdm_audio import audio
+from mgdm_audio import audio, autoregression, estimate, hub
 from mgdm_audio.conditional import Signal, as_channels
 from mgdm_audio.degradations import Clip, Quantise
+from mgdm_audio.denoise import CountingDenoiser
 from mgdm_audio.evidence import Damage, Evidence
 from mgdm_audio.filters import LowPass
-from mgdm_audio.posterior import Callback, active_level, draw
+from mgdm_audio.models import Models
+from mgdm_audio.posterior import MULTIPLE, Callback, active_level, draw
+from mgdm_audio.windows import WindowPlan
 
 if TYPE_CHECKING:
     from mgdm_audio.separate import Separator
@@ -45,8 +53,10 @@ METHODS = {
     "lowpass": ("daps", "gradient"),
     "bits": ("diffpir", "default"),
 }
-"""Method and preset that suit each kind: DiffPIR was nearer to the truth than DING on validation
-songs, by 1.3 dB in gaps and by 1.3 dB after rounding."""
+"""Method and preset that suit draws of each kind: DiffPIR was nearer to the truth than DING on
+validation songs, by 1.3 dB in gaps and by 1.3 dB after rounding."""
+
+WAYS = ("estimate", "draw")
 
 NOISE = 1e-3
 """Standard deviation that observations which are not solved exactly are given, at the prior's
@@ -67,6 +77,7 @@ class Repaired:
         samples: one array for each seed, of the shape that was given.
         sample_rate: in hertz.
         seeds: the seeds.
+        way: one of `WAYS`.
         damaged: True at the samples that may have changed, (C, T).
         settings: model, method and what else decides a draw, and the damage.
         calls, vjps: what it cost.
@@ -75,6 +86,7 @@ class Repaired:
     samples: tuple[NDArray[Any], ...]
     sample_rate: int
     seeds: tuple[int, ...]
+    way: str
     damaged: NDArray[np.bool_]
     settings: dict[str, Any]
     calls: int
@@ -93,28 +105,33 @@ def repair(
     level: float | None = None,
     cutoff: float | None = None,
     bits: int | None = None,
+    way: str | None = None,
+    regressor: hub.Regressor | None = None,
     callback: Callback | None = None,
 ) -> Repaired:
     """Repairs a recording.
 
     Arguments:
-        separator: the prior, the sampler and the windows; see `METHODS`. For ``clip`` and
-            ``lowpass`` a sampler that follows the likelihood's gradient: the damage is not
+        separator: the prior, the windows, and the sampler that draws; see `METHODS`. For ``clip``
+            and ``lowpass`` a sampler that follows the likelihood's gradient: the damage is not
             linear, or not solved in closed form where windows meet.
         recording: a mix or a stem, (T,) or (C, T), floating point with full scale at 1.
         sample_rate: in hertz.
         kind: one of ``gap``, ``clip``, ``lowpass``, ``bits``.
-        seeds: one for each draw.
+        seeds: one for each draw or estimate.
         stem: name of the stem that the recording is; None for a mix.
         gaps: intervals in seconds for ``gap``; None looks for dropouts.
         level: clipping level for ``clip``; None looks for it.
         cutoff: end of the band that is there, in hertz, for ``lowpass``.
         bits: of the recording, for ``bits``.
+        way: one of `WAYS`; by default an estimate for ``clip``, and for ``gap`` where none is
+            longer than `mgdm_audio.estimate.LONGEST`, and a draw for all else.
+        regressor: splits mixes for the estimate of gaps; None: they are not split.
         callback: see `mgdm_audio.posterior.Callback`.
 
     Raises:
-        ValueError: for an unknown kind or stem, a setting that is missing or out of range, or a
-            recording without that damage.
+        ValueError: for an unknown kind, way or stem, a way that the kind does not have, a setting
+            that is missing or out of range, or a recording without that damage.
     """
     channels = as_channels(recording, "the recording")
     names, rate = separator.prior.stems, separator.prior.sample_rate
@@ -123,6 +140,13 @@ def repair(
     damage = _Damage.of(channels, sample_rate, rate, kind, gaps, level, cutoff, bits)
     if not bool(damage.where.any()):
         raise ValueError(f"the recording has no samples that are damaged by '{kind}'")
+    estimable = kind == "clip" or (kind == "gap" and damage.longest() <= estimate.LONGEST)
+    way = way or ("estimate" if estimable else "draw")
+    if way not in WAYS or (way == "estimate" and kind not in ("gap", "clip")):
+        raise ValueError(
+            f"got way '{way}' for '{kind}', expected one of {', '.join(WAYS)}; estimates are made "
+            "of gaps and clipping alone"
+        )
     gains = [1.0 if stem in (None, name) else 0.0 for name in names]
     low = torch.from_numpy(audio.resample(channels.numpy(), sample_rate, rate))
     if kind == "lowpass":
@@ -137,25 +161,79 @@ def repair(
             if callback is not None:
                 callback(before * total + done, total * len(touched))
 
+        if way == "estimate" and kind == "clip":
+            cut = low[c].abs() >= damage.value * damage.share()
+            whole = torch.from_numpy(autoregression.declip(low[c].numpy(), cut.numpy())).to(low)
+            for output in outputs:
+                output[c] = damage.patched(c, channels[c], low[c], whole)
+            report(1, 1)
+            continue
         kept = damage.kept(c, low.shape[1])
         loud = active_level(low[c] if kept is None else low[c] * kept, rate)
         # One stem is part of a mix that is louder than it.
         target = separator.song_settings.level / (1 if stem is None else len(names) ** 0.5)
         gain = target / loud if loud > 0 else 1.0
         y = low[c] * gain if kept is None else torch.where(kept, low[c], 0) * gain
-        evidence = Evidence(len(names), low.shape[1]).with_sum(
-            y, gains, kept, damage.operator(gain, c), damage.noise(gain)
-        )
-        drawn = draw(separator, evidence, seeds, report)
-        calls, vjps = calls + drawn.calls, vjps + drawn.vjps
-        for output, x in zip(outputs, drawn.stems, strict=True):
-            whole = (torch.tensor(gains)[:, None] * x).sum(0) / gain
-            output[c] = damage.patched(c, channels[c], low[c], whole)
+        if way == "estimate":
+            assert kept is not None
+            sums, more = _filled(separator, regressor, y, ~kept, gains, seeds, report)
+            calls += more
+        else:
+            evidence = Evidence(len(names), low.shape[1]).with_sum(
+                y, gains, kept, damage.operator(gain, c), damage.noise(gain)
+            )
+            drawn = draw(separator, evidence, seeds, report)
+            calls, vjps = calls + drawn.calls, vjps + drawn.vjps
+            sums = [(torch.tensor(gains)[:, None] * x).sum(0) for x in drawn.stems]
+        for output, whole in zip(outputs, sums, strict=True):
+            output[c] = damage.patched(c, channels[c], low[c], whole / gain)
     return Repaired(
         tuple(x.reshape(tuple(recording.shape)).numpy() for x in outputs),
-        sample_rate, tuple(seeds), damage.where.numpy(),
-        separator.describe() | {"repair": damage.describe(), "stem": stem}, calls, vjps,
+        sample_rate, tuple(seeds), way, damage.where.numpy(),
+        _settings(separator, regressor, way) | {"repair": damage.describe(), "stem": stem},
+        calls, vjps,
     )  # fmt: skip
+
+
+def _filled(
+    separator: Separator,
+    regressor: hub.Regressor | None,
+    y: Tensor,
+    missing: Tensor,
+    gains: Sequence[float],
+    seeds: Sequence[int],
+    report: Callback,
+) -> tuple[list[Tensor], int]:
+    """Estimates of a recording (T,) with gaps, and the network calls that they took."""
+    settings, prior = separator.song_settings, separator.prior
+    if not isinstance(prior, hub.Prior):
+        raise ValueError(f"model '{prior.name}' is a regressor, and gaps are filled with a prior")
+    asked = CountingDenoiser(Models(prior, regressor).asked())
+    plan = WindowPlan(len(y), settings.window, settings.overlap, MULTIPLE)
+    here = sum(bool(missing[slice(*plan.span(i))].any()) for i in range(len(plan.starts)))
+    split = regressor is not None and 0 not in gains
+    planned = len(plan.starts) if split else here * estimate.NOISES * len(seeds)
+    experts = estimate.Experts(
+        asked, asked.regress if split else None, plan, prior.sample_rate, separator.device,
+        separator.dtype != torch.float32, lambda: report(asked.calls, planned),
+    )  # fmt: skip
+    with torch.no_grad():
+        found = estimate.fill(
+            experts, y.double().numpy(), missing.numpy(), np.array(gains), seeds
+        )  # fmt: skip
+    return [torch.from_numpy(x).to(y) for x in found], asked.calls
+
+
+def _settings(separator: Separator, regressor: hub.Regressor | None, way: str) -> dict[str, Any]:
+    """What decides the result, but for the damage."""
+    described = separator.describe() | {"way": way}
+    if way == "draw":
+        return described
+    for name in ("method", "preset", "sampler", "average", "seams"):
+        del described[name]
+    if regressor is not None:
+        described |= {"regressor": regressor.name, "regressor_sha256": regressor.sha256}
+    return described | {"sigma": estimate.SIGMA, "noises": estimate.NOISES}
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,6 +291,11 @@ class _Damage:
             return cls(kind, everywhere, sample_rate, rate, float(bits))
         raise ValueError(f"unknown damage '{kind}', expected one of {', '.join(KINDS)}")
 
+    def longest(self) -> float:
+        """Seconds of the longest run of damaged samples."""
+        found = [run for row in self.where.numpy() for run in autoregression.runs(row)]
+        return max((stop - start for start, stop in found), default=0) / self.sample_rate
+
     def kept(self, c: int, length: int) -> Tensor | None:
         """True at the samples at the prior's rate that no damaged sample has a part in."""
         if self.kind != "gap":
@@ -227,12 +310,15 @@ class _Damage:
     def operator(self, gain: float, c: int) -> Damage | None:
         """What was done to a window, at the prior's level."""
         if self.kind == "clip":
-            # A converted plateau ripples about its level.
-            share = 1 - (1e-6 if self.rate == self.sample_rate else RIPPLE)
-            return lambda y: Clip.beyond(y, self.value * gain * share)
+            return lambda y: Clip.beyond(y, self.value * gain * self.share())
         if self.kind == "lowpass":
             return lambda y: LowPass(y.shape[2], self.value / self.rate)
         return None
+
+    def share(self) -> float:
+        """Of the clipping level, from where on samples at the prior's rate are clipped ones: a
+        plateau that was converted ripples about its level."""
+        return 1 - (1e-6 if self.rate == self.sample_rate else RIPPLE)
 
     def noise(self, gain: float) -> float:
         """Noise of the observation, at the prior's level."""

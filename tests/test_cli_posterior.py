@@ -123,6 +123,22 @@ def test_repair(song):
     assert "no level" in run("repair", "hole.wav", "--clipped", "-o", "z.wav", code=1).output
 
 
+def test_repair_without_a_method_is_an_estimate(song):
+    x = sound("bass.wav")
+    x[3000:3200] = 0
+    sf.write("hole.wav", x, RATE, "FLOAT")
+    text = run("repair", "hole.wav", "--dropouts", "--stem", "bass", "-o", "whole.wav").output
+    assert "% of the samples were in question: estimate" in text
+    truth, out = sound("bass.wav"), sound("whole.wav")
+    assert np.array_equal(out[:3000], x[:3000])
+    assert np.square(out - truth).sum() < 0.1 * np.square(x - truth).sum()
+    mix = sound("song.wav")
+    clipped = np.clip(mix, -0.3 * np.abs(mix).max(), 0.3 * np.abs(mix).max())
+    sf.write("clipped.wav", clipped, RATE, "FLOAT")
+    run("repair", "clipped.wav", "--clipped", "-o", "round.wav")
+    assert np.square(sound("round.wav") - mix).sum() < 0.5 * np.square(clipped - mix).sum()
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [

@@ -8,7 +8,7 @@ from posteriors import oracle
 
 from mgdm_audio import audio
 from mgdm_audio.filters import LowPass
-from mgdm_audio.repair import clipping_level, dropouts, repair
+from mgdm_audio.repair import WAYS, clipping_level, dropouts, repair
 from mgdm_audio.separate import Separator
 
 RATE = 22050
@@ -56,7 +56,9 @@ def test_gaps_are_filled_better_than_by_a_spline():
         damaged = truth.copy()
         damaged[gap] = 0
         gaps = [(15 / RATE, 25 / RATE)]
-        out = repair(separator, damaged, RATE, "gap", seeds(seed), stem="piano", gaps=gaps)
+        out = repair(
+            separator, damaged, RATE, "gap", seeds(seed), stem="piano", gaps=gaps, way="draw"
+        )
         assert np.array_equal(np.flatnonzero(out.damaged[0]), np.arange(15, 25))
         for x in out.samples:
             assert np.array_equal(x[:15], truth[:15])
@@ -75,7 +77,9 @@ def test_clipping_is_undone_better_than_by_a_spline():
     for seed, truth in enumerate(truths):
         level = float(np.float32(0.5 * np.abs(truth).max()))
         clipped = np.clip(truth, -level, level)
-        out = repair(separator, clipped, RATE, "clip", seeds(seed), stem="piano", level=level)
+        out = repair(
+            separator, clipped, RATE, "clip", seeds(seed), stem="piano", level=level, way="draw"
+        )
         cut = np.abs(clipped) >= level * (1 - 1e-6)
         for x in out.samples:
             assert np.array_equal(x[~cut], truth[~cut])
@@ -114,15 +118,17 @@ def test_a_missing_band_is_added_and_the_band_that_is_there_is_kept():
     assert np.square(np.abs(spectrum[top])).sum() > 1e-4
 
 
-def test_one_stem_and_stereo_at_another_rate(linear, prior, music):
+@pytest.mark.parametrize("way", WAYS)
+def test_one_stem_and_stereo_at_another_rate(way, linear, prior, music):
     bass = audio.resample(music[0, :6000], RATE, 44100)
     stereo = np.stack([bass, 0.5 * bass]).astype(np.float32)
     damaged = stereo.copy()
     damaged[0, 5000:5300] = 0
     told = []
     out = repair(
-        linear, damaged, 44100, "gap", [0], stem="bass", callback=lambda *a: told.append(a)
-    )
+        linear, damaged, 44100, "gap", [0], stem="bass", way=way,
+        callback=lambda *a: told.append(a),
+    )  # fmt: skip
     (x,) = out.samples
     assert x.shape == stereo.shape
     assert np.array_equal(x[1], stereo[1])
@@ -132,12 +138,35 @@ def test_one_stem_and_stereo_at_another_rate(linear, prior, music):
     assert error_db(x[0], stereo[0], slice(5000, 5300)) < -2
     assert told[-1][0] == told[-1][1]
     assert out.settings["repair"]["kind"] == "gap"
-    clip = np.clip(stereo, -0.1, 0.1)
+    assert out.way == out.settings["way"] == way
+    # A low tone alone, of which most is clipped, does not tell an autoregression how high it was.
+    level = 0.1 if way == "draw" else 0.9 * float(np.abs(stereo).max())
+    clip = np.clip(stereo, -level, level)
     gradient = Separator(
         prior, "daps", "gradient", levels=20, window=16384, overlap=4096, precision="float32"
     )
-    (declipped,) = repair(gradient, clip, 44100, "clip", [0], stem="bass").samples
+    (declipped,) = repair(gradient, clip, 44100, "clip", [0], stem="bass", way=way).samples
     assert error_db(declipped[0], stereo[0]) < error_db(clip[0], stereo[0]) - 0.5
+
+
+def test_what_is_estimated_and_what_is_drawn(linear, mix):
+    """By default an estimate, but for gaps that are too long for one; draws differ by seed."""
+    short = mix.copy()
+    short[5000:6000] = 0
+    out = repair(linear, short, RATE, "gap", [0])
+    assert (out.way, out.calls) == ("estimate", 0)
+    assert "sampler" not in out.settings
+    (drawn,) = repair(linear, short, RATE, "gap", [0], way="draw").samples
+    gap = slice(5000, 6000)
+    assert error_db(out.samples[0], mix, gap) < error_db(drawn, mix, gap)
+    long = mix.copy()
+    long[5000:10000] = 0
+    assert repair(linear, long, RATE, "gap", [0]).way == "draw"
+    clipped = np.clip(mix, -0.1, 0.1)
+    # No model is asked, and no sampler need be able to.
+    out = repair(linear, clipped, RATE, "clip", [0])
+    assert (out.way, out.calls) == ("estimate", 0)
+    assert error_db(out.samples[0], mix) < error_db(clipped, mix) - 3
 
 
 def test_dropouts_are_runs_of_zeros_inside():
@@ -161,6 +190,8 @@ def test_dropouts_are_runs_of_zeros_inside():
         ({"kind": "lowpass"}, "cutoff"),
         ({"kind": "lowpass", "cutoff": 10000.0}, "cutoff"),
         ({"kind": "bits"}, "bits"),
+        ({"kind": "bits", "bits": 8, "way": "estimate"}, "of gaps and clipping alone"),
+        ({"kind": "gap", "gaps": [(0.1, 0.2)], "way": "guess"}, "expected one of"),
         ({"kind": "gap", "stem": "flute"}, "unknown stem"),
     ],
 )
@@ -172,4 +203,4 @@ def test_errors_say_what_was_expected(options, text, linear, mix):
 
 def test_a_sampler_that_cannot_is_named(linear, mix):
     with pytest.raises(ValueError, match="needs a linear operator"):
-        repair(linear, np.clip(mix, -0.1, 0.1), RATE, "clip", [0])
+        repair(linear, np.clip(mix, -0.1, 0.1), RATE, "clip", [0], way="draw")

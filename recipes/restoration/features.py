@@ -25,7 +25,7 @@ import scipy.signal
 import torch
 from numpy.typing import NDArray
 
-from mgdm_audio import STEMS, hub, repair
+from mgdm_audio import STEMS, autoregression, hub, repair
 from mgdm_audio.conditional import redo, separate_known, separate_pair
 from mgdm_audio.filters import LowPass
 from mgdm_audio.metrics import si_sdr
@@ -56,6 +56,9 @@ SCORES = {
 
 ORDER = 256
 """Of the linear prediction that gaps are classically filled with."""
+
+LEAST_SQUARES = "autoregression, least squares (Janssen 1986)"
+"""The classical estimate of the recording as one autoregression, within the bounds of a clip."""
 
 
 def known(clip: Wave, rate: int, make: Makes) -> Iterator[tuple[str, dict[str, float]]]:
@@ -126,8 +129,10 @@ def repaired(
         return {"si_sdr": float(si_sdr(x, truth)), "lsd": log_spectral_distance(x, truth)}
 
     yield "damaged", score(damaged)
-    for name, x in classical(kind, damaged, where, options):
+    for name, x in classical(kind, damaged, where, options, rate):
         yield name, score(x)
+    if kind == "gap":
+        options |= {"regressor": make("separate").models.regressor}
     out = repair.repair(make(kind), damaged, rate, kind, [0], stem=stem, **options)
     yield "repaired", score(out.samples[0])
 
@@ -152,15 +157,17 @@ def damage(kind: str, x: Wave, rate: int) -> tuple[Wave, dict[str, Any], NDArray
 
 
 def classical(
-    kind: str, x: Wave, where: NDArray[np.bool_], options: dict[str, Any]
+    kind: str, x: Wave, where: NDArray[np.bool_], options: dict[str, Any], rate: int
 ) -> Iterator[tuple[str, Wave]]:
-    """What libraries without a prior make of it."""
+    """What libraries without a prior make of it, and what the repair starts from."""
     if kind == "clip":
-        kept = np.flatnonzero(np.abs(x) < options["level"] * (1 - 1e-6))
+        clipped = np.abs(x) >= options["level"] * (1 - 1e-6)
+        kept = np.flatnonzero(~clipped)
         spline = scipy.interpolate.CubicSpline(kept, x[kept])(np.arange(len(x)))
         yield "cubic spline (SciPy)", spline
         gentle = scipy.interpolate.PchipInterpolator(kept, x[kept])(np.arange(len(x)))
         yield "PCHIP (SciPy)", np.where(np.abs(gentle) > np.abs(x), gentle, x)
+        yield LEAST_SQUARES, autoregression.declip(x, clipped, mean=False)
     if kind == "bits":
         with np.errstate(divide="ignore", invalid="ignore"):
             smooth = scipy.signal.wiener(x.astype(np.float64), 5)
@@ -180,6 +187,7 @@ def classical(
             fade = np.linspace(0, 1, b - a)
             filled[a:b] = (1 - fade) * ahead + fade * back
         yield f"linear prediction, order {ORDER} (librosa)", filled
+        yield LEAST_SQUARES, autoregression.interpolate(x[None], where, rate).signals[0]
 
 
 def _predicted(past: Wave, count: int) -> Wave:

@@ -21,8 +21,8 @@ export OMP_NUM_THREADS=1
     --method ding --preset fast --set warm_start=regressor --set warm_sigma=1.0 \
     --precision bfloat16 --minutes "$minutes" --out "$out/samples" > /dev/null
 "$python" -m recipes.restoration.features --data "$corpus/test" --out "$work/repairs.jsonl" \
-    --clips 4 --seconds 3 --minutes "$minutes" \
-    --tasks "clip mix,gap mix,bits mix,lowpass mix,clip drums,gap drums,bits drums,lowpass drums" \
+    --clips 8 --seconds 3 --precision float32 --minutes "$minutes" \
+    --tasks "clip mix,gap mix,clip drums,gap drums,bits mix,lowpass mix,bits drums,lowpass drums" \
     > "$out/repairs.md"
 "$python" -m recipes.restoration.restore --data "$corpus/test" --out "$work/restoration.jsonl" \
     --clips 3 --seconds 1.5 --active --preset fast --precision bfloat16 --minutes "$minutes" \
