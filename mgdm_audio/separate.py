@@ -183,7 +183,7 @@ class Separator:
         **settings: Any,
     ) -> None:
         self.device = resolve_device(device)
-        named = (model, method, preset, average, warm_start, warm_sigma)
+        named = (model, method, preset, average, warm_start, warm_sigma, other)
         if not settings and all(value is None for value in named):
             quality = QUALITIES["default"]
             method, preset, average = quality["method"], quality["preset"], quality["average"]

@@ -135,6 +135,19 @@ def test_the_network_begins_as_the_wiener_filter_of_five(net):
     assert (out.sum(1) - mix[:, 0]).abs().max() > 1e-3
 
 
+def test_the_network_has_a_say_in_what_is_beside(net):
+    x = 0.1 * torch.randn(1, 4, 1024, generator=torch.Generator().manual_seed(1))
+    mix, known = x.sum(1, keepdim=True), torch.zeros(1, 4, dtype=torch.bool)
+    power = torch.full((129,), 0.01)
+    net.backbone.outputs.bias.requires_grad_(True)
+    rest = mix[:, 0] - net(mix, x, known, power).sum(1)
+    (rest * mix[:, 0]).sum().backward()
+    # Gain, real and imaginary part, of five signals: more gain for the last is more of it.
+    gradient = net.backbone.outputs.bias.grad.unflatten(0, (3, 5, -1))[0].sum(1)
+    assert gradient[4] > 1e-3
+    assert (gradient[:4] < 0).all()
+
+
 def test_the_network_is_told_which_kind_of_mix_it_sees(net):
     for p in net.parameters():
         torch.nn.init.normal_(p, std=0.1)

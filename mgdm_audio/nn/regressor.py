@@ -76,14 +76,17 @@ class SpectralRegressor(SpectralNetwork):
 
         Arguments:
             known: which stems are given, bool (B, K).
-            other: power of what is beside the stems, (bins,) or (B, bins), or None.
+            other: power of what is beside the stems, (bins,) or (B, bins), or None; it has a row
+                of its own in the answers, the last.
         """
         given = known[:, :, None, None]
-        power = self.sigma_data.square()[None, :, None, :]
+        power = self.sigma_data.square()[None, :, None, :].expand(len(known), -1, -1, -1)
+        if other is not None:
+            beside = other.reshape(-1, 1, 1, other.shape[-1]).expand(len(known), -1, -1, -1)
+            power = torch.cat([power, beside], dim=1)
+            given = F.pad(given, (0, 0, 0, 0, 0, 1))
         unknown = torch.where(given, 0, power)
         total = unknown.sum(1, keepdim=True)
-        if other is not None:
-            total = total + other.reshape(-1, 1, 1, other.shape[-1])
         share = unknown / torch.where(total > 0, total, 1)
         c_out = (unknown * (1 - share)).clamp_min(0).sqrt()
         return share, c_out, torch.where(given, power + self.known**2, total).rsqrt()

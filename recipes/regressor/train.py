@@ -46,8 +46,11 @@ CLASS = "TokenUNetRegressor"
 BANDS = 24
 BAND_WEIGHT = 0.25
 FLOOR = 1e-3
+OTHER_FLOOR = 0.03  # of what is beside the stems: else a false alarm costs more than it can gain
 BESIDE = 60.0  # label of the unknown stems where the mix may hold another part
-OTHER_DB, OTHER_STD_DB = -5.5, 4.0  # gain of such a part, which brings it to the level of a stem
+# Gain of such a part: at -5.5 dB it is as loud as a stem, and so it is in validation; voices are
+# louder, and easier to learn.
+STEM_DB, OTHER_DB, OTHER_STD_DB = -5.5, -2.0, 5.0
 
 
 @dataclass(frozen=True)
@@ -124,9 +127,12 @@ def losses(
     band = (error.real.square() + error.imag.square()).sum(2) @ membership
     wave = net.frame.inverse(error).square().sum(-1)
     whole = clean.square().sum(-1)
-    floor = FLOOR * mix.square().sum(-1) + 1e-8
+    share = clean.new_full((clean.shape[1],), FLOOR)
+    share[k:] = OTHER_FLOOR
+    floor = share * mix.square().sum(-1) + 1e-8
     full_band = torch.log((wave + floor) / (whole + floor))
-    floor = FLOOR * levels[:, -1:] + 1e-6 * levels[:, -1:].mean(2, keepdim=True) + 1e-8
+    least = 1e-6 * levels[:, -1:].mean(2, keepdim=True) + 1e-8
+    floor = share[:, None] * levels[:, -1:] + least
     by_band = torch.log((band + floor) / (levels[:, :-1] + floor)).mean(2)
     loss = full_band + BAND_WEIGHT * by_band
     snr = torch.where(known, math.nan, -4.342945 * full_band.detach())
@@ -444,7 +450,7 @@ def main(
     crops = validation_crops(valid or corpus / "valid", 131_072)
     beside = None
     if others is not None:
-        beside = validation_crops(others / "valid", 131_072) * np.float32(10 ** (OTHER_DB / 20))
+        beside = validation_crops(others / "valid", 131_072) * np.float32(10 ** (STEM_DB / 20))
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     saved = validated = logged = run.minutes
     window: list[Tensor] = []
