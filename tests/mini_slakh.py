@@ -93,7 +93,8 @@ class Mini:
         tracks have too: one of another program, and one whose file is damaged.
         """
         rng = np.random.default_rng(number)
-        song = Song(seconds, random_chart(rng, 4, seconds), {
+        chart = random_chart(rng, 4, seconds)
+        layers = {
             "bass": [self.layer("bass", "electric guitar", 33, 40, seconds)],
             "drums": [],
             "guitar": [
@@ -101,7 +102,8 @@ class Mini:
                 self.layer("guitar", "electric guitar", 27, 67, seconds),
             ],
             "piano": [self.layer("piano", "electric piano", 4, 72, seconds)],
-        })  # fmt: skip
+        }
+        song = Song(seconds, chart, layers, np.linspace(0, seconds, len(chart.bars) + 1))
         path = write_track(song, self.folder / ROOT / split / f"Track{number:05d}", rng)
         metadata = yaml.safe_load((path / "metadata.yaml").read_text())
         metadata["stems"] |= {"S80": entry(48, "Strings (continued)"), "S81": entry(1, "Piano")}
