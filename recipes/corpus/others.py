@@ -8,11 +8,8 @@ such sounds alone (recipes/regressor) or is measured on them (recipes/compare) t
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +33,7 @@ from recipes.corpus.render import (
     LOWEST,
     RATE,
     RENDER_RATE,
+    Render,
     describe,
     finished,
     perform,
@@ -146,27 +144,6 @@ def render_part(
     return pcm, line
 
 
-@dataclass(frozen=True)
-class Render:
-    """Makes workers that render parts, see :data:`mgdm_audio.engine.Make`."""
-
-    out: Path
-    split: str
-    seed: int
-    permissive_only: bool
-
-    def __call__(self) -> Callable[[int], dict[str, Any]]:
-        """The worker: it writes the part of a song and gives its line of the index."""
-        return self._work
-
-    def _work(self, number: int) -> dict[str, Any]:
-        pcm, line = render_part(self.split, number, self.seed, self.permissive_only)
-        temporary = self.out / f".{number:06d}.{os.getpid()}.npy"
-        np.save(temporary, pcm)
-        temporary.rename(self.out / line["file"])
-        return line
-
-
 @click.command(help=__doc__)
 @click.option("--split", type=click.Choice(SPLITS), required=True)
 @click.option("--songs", default=300, show_default=True, help="Number of songs.")
@@ -193,7 +170,7 @@ def main(
     index = out / "index.jsonl"
     done = finished(index)
     wanted = [n for n in range(first, first + songs) if n not in done]
-    work = Render(out.resolve(), split, seed, permissive_only)
+    work = Render(out.resolve(), split, seed, permissive_only, render_part)
     try:
         rendered = results(chosen_engine(engine, workers), work, wanted, "song {}".format)
         for count, (_, line) in enumerate(rendered, 1):

@@ -205,19 +205,20 @@ def render_song(
 
 @dataclass(frozen=True)
 class Render:
-    """Makes workers that render songs, see :data:`mgdm_audio.engine.Make`."""
+    """Makes workers that render songs, or parts of them, see :data:`mgdm_audio.engine.Make`."""
 
     out: Path
     split: str
     seed: int
     permissive_only: bool
+    render: Callable[[str, int, int, bool], tuple[NDArray[np.int16], dict[str, Any]]] = render_song
 
     def __call__(self) -> Callable[[int], dict[str, Any]]:
         """The worker: it writes the song of a number and gives its line of the index."""
         return self._work
 
     def _work(self, number: int) -> dict[str, Any]:
-        pcm, line = render_song(self.split, number, self.seed, self.permissive_only)
+        pcm, line = self.render(self.split, number, self.seed, self.permissive_only)
         temporary = self.out / f".{number:06d}.{os.getpid()}.npy"
         np.save(temporary, pcm)
         temporary.rename(self.out / line["file"])
