@@ -103,9 +103,6 @@ class Models:
         assert self.regressor is not None
         network: Any = self.regressor.regress
         gain = self.regressor.level / self.main.level
-        if gain == 1 and not self.regressor.knows_other:
-            answers: Regressor = network
-            return answers
 
         def regress(
             mix: Tensor, stems: Tensor, known: Tensor, other: Power | None = None

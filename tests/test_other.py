@@ -259,3 +259,17 @@ def test_a_regressor_of_the_stems_alone_is_refused(prior):
     known.regress.beside = None
     with pytest.raises(ValueError, match="'five', which knows its own stems alone"):
         Separator(prior, other=-10.0, regressor=known, warm_start="regressor", warm_sigma=0.3)
+
+
+def test_a_backbone_without_an_output_for_it_is_refused():
+    four = {**SMALL, "backbone": {**SMALL["backbone"], "parts": 4}}
+    with pytest.raises(ValueError, match="needs a backbone of 5 parts"):
+        build("TokenUNetRegressor", four)
+
+
+def test_a_regressor_that_is_named_decides_where_it_begins(prior):
+    named = Separator(prior, other=-10.0, regressor=knowing_regressor())
+    assert named.models.regressor is None  # a prior is named too: MGDM from noise
+    both = Separator(other=-10.0, regressor=knowing_regressor())
+    assert both.models.regressor.name == "five"
+    assert Separator(other=-10.0).models.regressor is None

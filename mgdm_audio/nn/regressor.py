@@ -54,7 +54,7 @@ class SpectralRegressor(SpectralNetwork):
             more than there are stems.
 
     Raises:
-        ValueError: if `known` is not below `unknown`, or the backbone gives too few signals.
+        ValueError: if `known` is not below `unknown`, or the backbone gives another number.
     """
 
     def __init__(
@@ -69,6 +69,11 @@ class SpectralRegressor(SpectralNetwork):
         super().__init__(backbone, stems, n_fft)
         if not 0 < known < unknown:
             raise ValueError(f"got known = {known}, unknown = {unknown}; expected 0 < known first")
+        if beside is not None and getattr(backbone, "parts", stems) != stems + 1:
+            raise ValueError(
+                f"a network of {stems} stems and of what is beside them needs a backbone of "
+                f"{stems + 1} parts, got {getattr(backbone, 'parts', stems)}"
+            )
         self.known, self.unknown, self.beside = known, unknown, beside
 
     def scalings(self, known: Tensor, other: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:

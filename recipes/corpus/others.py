@@ -7,7 +7,6 @@ such sounds alone (recipes/regressor) or is measured on them (recipes/compare) t
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -21,7 +20,6 @@ from scipy import signal
 if __package__ in (None, ""):  # run as a script: make the package importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from mgdm_audio.engine import EngineError
 from recipes.corpus.charts import Chart
 from recipes.corpus.effects import apply_chain, loudness
 from recipes.corpus.grooves import MissingProgram
@@ -35,14 +33,14 @@ from recipes.corpus.render import (
     RENDER_RATE,
     Render,
     describe,
-    finished,
     perform,
+    render_missing,
     silent_share,
     song_seed,
     sources,
 )
 from recipes.corpus.song import Layer, compose, humanise
-from recipes.parallel import chosen_engine, engine_options, results
+from recipes.parallel import engine_options
 
 NAME = "other"
 FAMILIES = ("organ", "strings", "choir", "brass", "reed", "pipe", "synth")
@@ -166,19 +164,8 @@ def main(
         check_files([p for p in read_patches(OTHERS) if p.split == split])
     except MissingProgram as error:
         raise click.ClickException(str(error)) from error
-    out.mkdir(parents=True, exist_ok=True)
-    index = out / "index.jsonl"
-    done = finished(index)
-    wanted = [n for n in range(first, first + songs) if n not in done]
     work = Render(out.resolve(), split, seed, permissive_only, render_part)
-    try:
-        rendered = results(chosen_engine(engine, workers), work, wanted, "song {}".format)
-        for count, (_, line) in enumerate(rendered, 1):
-            with index.open("a") as stream:
-                stream.write(json.dumps(line) + "\n")
-            click.echo(f"{split} {count}/{len(wanted)} parts", err=True)
-    except EngineError as error:
-        raise click.ClickException(str(error)) from error
+    render_missing(work, first, songs, engine, workers)
 
 
 if __name__ == "__main__":

@@ -232,6 +232,34 @@ def finished(index: Path) -> set[int]:
     return {json.loads(line)["song"] for line in index.read_text().splitlines() if line.strip()}
 
 
+def render_missing(work: Render, first: int, songs: int, engine: str, workers: int | None) -> None:
+    """Render the songs first to first + songs - 1 that the folder's index lacks, and index them.
+
+    Raises:
+        click.ClickException: A song failed, or there is no such engine.
+    """
+    work.out.mkdir(parents=True, exist_ok=True)
+    index = work.out / "index.jsonl"
+    done = finished(index)
+    wanted = [n for n in range(first, first + songs) if n not in done]
+    begin, seconds = time.monotonic(), 0.0
+    try:
+        rendered = results(chosen_engine(engine, workers), work, wanted, "song {}".format)
+        for count, (_, line) in enumerate(rendered, 1):
+            with index.open("a") as stream:
+                stream.write(json.dumps(line) + "\n")
+            seconds += line["samples"] / RATE
+            spent = time.monotonic() - begin
+            left = spent / count * (len(wanted) - count)
+            click.echo(
+                f"{work.split} {count}/{len(wanted)} songs, {seconds / 3600:.2f} h of audio, "
+                f"{seconds / spent:.0f} x real time, {left / 60:.0f} min left",
+                err=True,
+            )
+    except EngineError as error:
+        raise click.ClickException(str(error)) from error
+
+
 @click.command(help=__doc__)
 @click.option("--split", type=click.Choice(SPLITS), required=True)
 @click.option("--songs", default=600, show_default=True, help="Number of songs wanted in all.")
@@ -256,32 +284,8 @@ def main(
             performances()
     except (MissingProgram, ValueError) as error:
         raise click.ClickException(str(error)) from error
-    out.mkdir(parents=True, exist_ok=True)
-    index = out / "index.jsonl"
-    done = finished(index)
-    wanted = [n for n in range(first, first + songs) if n not in done]
-    begin, seconds = time.monotonic(), 0.0
-
-    def keep(line: dict[str, Any], count: int) -> None:
-        nonlocal seconds
-        with index.open("a") as stream:
-            stream.write(json.dumps(line) + "\n")
-        seconds += line["samples"] / RATE
-        spent = time.monotonic() - begin
-        left = spent / count * (len(wanted) - count)
-        click.echo(
-            f"{split} {count}/{len(wanted)} songs, {seconds / 3600:.2f} h of audio, "
-            f"{seconds / spent:.0f} x real time, {left / 60:.0f} min left",
-            err=True,
-        )
-
     work = Render(out.resolve(), split, seed, permissive_only)
-    try:
-        rendered = results(chosen_engine(engine, workers), work, wanted, "song {}".format)
-        for count, (_, line) in enumerate(rendered, 1):
-            keep(line, count)
-    except EngineError as error:
-        raise click.ClickException(str(error)) from error
+    render_missing(work, first, songs, engine, workers)
 
 
 if __name__ == "__main__":

@@ -160,7 +160,8 @@ class Training:
         settings: of the run.
         network: class and arguments of the network.
         corpus: the training songs.
-        others: parts of instruments that no stem is; None where `settings.beside` is 0.
+        others: parts of instruments that no stem is; not needed where `settings.beside` is 0, nor
+            for a run that is only looked at.
     """
 
     def __init__(
@@ -170,8 +171,6 @@ class Training:
         corpus: StemCorpus,
         others: StemCorpus | None = None,
     ) -> None:
-        if settings.beside and others is None:
-            raise ValueError("got no parts of other instruments; expected a folder of them")
         self.settings, self.network, self.corpus = settings, network, corpus
         self.others = others
         torch.manual_seed(settings.seed)
@@ -217,9 +216,17 @@ class Training:
         return self.corpus.crop(rng, self.settings.samples, self.songs, self.augmentation)
 
     def other(self) -> Tensor | None:
-        """What the mixes of a step hold beside the stems, (B, 1, T), or None."""
+        """What the mixes of a step hold beside the stems, (B, 1, T), or None.
+
+        Raises:
+            ValueError: if the run is one with other parts and there are none.
+        """
         s = self.settings
-        if self.others is None or self.rng.random() >= s.beside:
+        if not s.beside:
+            return None
+        if self.others is None:
+            raise ValueError("this run needs parts of other instruments: give --others")
+        if self.rng.random() >= s.beside:
             return None
         parts = np.zeros((s.batch, 1, s.samples), np.float32)
         for part in parts:
@@ -340,12 +347,9 @@ class Training:
 
     @classmethod
     def resume(cls, path: Path, corpus: StemCorpus, others: StemCorpus | None = None) -> Training:
-        """Continues from a checkpoint; without `others` it is there to be looked at."""
+        """Continues from a checkpoint."""
         state = torch.load(path, weights_only=True)
-        settings = Settings(**state["settings"])
-        if others is None:
-            settings = replace(settings, beside=0.0)
-        training = cls(settings, state["network"], corpus, others)
+        training = cls(Settings(**state["settings"]), state["network"], corpus, others)
         training.net.load_state_dict(state["net"])
         training.average.load_state_dict(state["average"])
         training.optimiser.load_state_dict(state["optimiser"])
