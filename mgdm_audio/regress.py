@@ -65,7 +65,7 @@ class Answers:
         size: answers that are kept.
     """
 
-    def __init__(self, size: int = 8) -> None:
+    def __init__(self, size: int) -> None:
         self.size = size
         self._kept: list[tuple[Tensor, Tensor]] = []
         self._about: object = None

@@ -41,6 +41,7 @@ from mgdm_audio.regress import Answers, WithRegressor
 from mgdm_audio.samplers.base import Problem, Sampler
 from mgdm_audio.song import Callback, Job, Settings, Song
 from mgdm_audio.store import MemoryStore
+from mgdm_audio.varispeed import Varispeed
 
 Source = str | os.PathLike[str] | NDArray[Any] | Tensor
 
@@ -207,7 +208,6 @@ class Separator:
         if warm_start is not None and self.models.regressor is not None:
             self._warm["regressor"] = self.models.regressor.name
             self._warm["regressor_sha256"] = self.models.regressor.sha256
-        self._answers = Answers()
         self.dtype = choose_precision(self.device, precision)
         if seams == "condition" and not self.sampler.takes_parts:
             raise ValueError(
@@ -234,6 +234,7 @@ class Separator:
         if batch is not None and batch < 1:
             raise ValueError(f"batch must be at least 1 window, got {batch}")
         self.batch = batch or (1 if self.device.type == "cpu" else 8)
+        self._answers = Answers(self.batch * max(1, self.sampler.cost().shared))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -376,7 +377,8 @@ class Separator:
         stems = mix.new_zeros(len(mix), self.song_settings.stems, mix.shape[2])
         nothing = torch.zeros(stems.shape[:2], dtype=torch.bool, device=mix.device)
         # What the sampler will begin with; asked here once, and not again by the sampler.
-        estimate = regress(mix, stems, nothing)[:, -1:]
+        speeds = max(1, self.sampler.cost().shared)
+        estimate = Varispeed(regress, speeds)(mix, stems, nothing)[:, -1:]
         return WithRegressor(regress, five.knowing(estimate))
 
 

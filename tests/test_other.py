@@ -239,7 +239,7 @@ def test_the_default_quality_has_the_other_stem(prior, band_stems):
     strange = draw(0.1 * ((f > 2500) & (f < 3500)), 44100, 9)
     mix = band_stems.sum(0) + strange
     five = knowing_regressor()
-    options = {"warm_start": "regressor", "warm_sigma": 0.3, "average": 2}
+    options = {"warm_start": "regressor:paper", "warm_sigma": 0.3, "average": 2}
     separator = Separator(prior, other=-10.0, regressor=five, window=32768, overlap=8192, **options)
     result = separator.separate(mix, 22050, seed=0)
     assert list(result.stems) == [*STEMS, "other"]
@@ -250,7 +250,7 @@ def test_the_default_quality_has_the_other_stem(prior, band_stems):
     # The two samples of a window share what the regressor answers to its mix.
     assert five.regress.asked == windows
     assert result.stats["calls"] == windows * (2 * (planned - 1) + 1)
-    alone = Separator(five, "regressor", other=-10.0).separate(mix, 22050, seed=0)
+    alone = Separator(five, "regressor", "paper", other=-10.0).separate(mix, 22050, seed=0)
     assert si_sdr_improvement(alone.stems["other"], strange, mix) > 10
 
 

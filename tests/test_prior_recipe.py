@@ -149,6 +149,29 @@ def test_crops_have_the_levels_of_the_corpus(corpus):
     assert not longer[:, 14000:].any()
 
 
+def test_other_speeds_move_the_pitch_and_fold_nothing_back(tmp_path):
+    """Tones of 2 kHz and, which leaves the band when played faster, 10 kHz."""
+    t = np.arange(60_000) / 22050
+    song = 8000 * (np.sin(2 * np.pi * 2000 * t) + np.sin(2 * np.pi * 10_000 * t))
+    np.save(tmp_path / "000000.npy", np.stack([song] * 4).astype(np.int16))
+    line = {"song": 0, "file": "000000.npy", "samples": 60_000}
+    (tmp_path / "index.jsonl").write_text(json.dumps(line) + "\n")
+    only = Augmentation(remix=0, mute=0, equaliser_db=0, speed=1, fastest=0.25)
+    rng, speeds = np.random.default_rng(0), []
+    for _ in range(20):
+        crop = StemCorpus(tmp_path).crop(rng, 16_384, 1, only)[0, 1000:15_000]
+        spectrum = np.abs(np.fft.rfft(crop * np.hanning(len(crop))))
+        f = np.fft.rfftfreq(len(crop), 1 / 22050)
+        low = f[np.where(f < 4000, spectrum, 0).argmax()]
+        speeds.append(low / 2000)
+        if speeds[-1] > 1.15:
+            assert spectrum[f > 4000].max() < 0.01 * spectrum.max()
+        elif speeds[-1] < 1:
+            assert f[np.where(f > 4000, spectrum, 0).argmax()] == pytest.approx(5 * low, abs=4)
+    assert 0.77 < min(speeds) < 0.9
+    assert 1.1 < max(speeds) < 1.29
+
+
 def test_equaliser_has_the_stated_spread():
     rng = np.random.default_rng(0)
     x = rng.normal(size=32768).astype(np.float32)

@@ -1,12 +1,14 @@
-r"""A regressor alone: the mean of the stems given the mix, in one network call.
+r"""A regressor alone: the mean of the stems given the mix.
 
 .. math:: \hat x = R(y, \varnothing) \approx E[x \mid y]
 
 Not a sampler but what samplers are measured against: the network is trained on mixes and their
 stems, which a prior never needs. It has the least squared error, and blurs what it is unsure of.
-No number is drawn. Stems that are observed whole are passed to the network as given ones; so is one
-that is all that a second sum, with gains, has less or more of than the mix. Parts of stems are put
-in their place in what it answers, and it is brought to what other sums say by least squares.
+No number is drawn. It is asked about the mix at one speed or several
+(:mod:`mgdm_audio.varispeed`). Stems that are observed whole are passed to the network as given
+ones; so is one that is all that a second sum, with gains, has less or more of than the mix. Parts
+of stems are put in their place in what it answers, and it is brought to what other sums say by
+least squares.
 
 Reference: the direct estimate of Manilow et al., ICASSP 2022, arXiv:2203.15140; their network is
 Demucs, ours has the prior's backbone (:mod:`mgdm_audio.nn.regressor`).
@@ -27,6 +29,7 @@ from mgdm_audio.draws import Draws
 from mgdm_audio.operators import PointwiseOperator
 from mgdm_audio.regress import regressor_of
 from mgdm_audio.samplers.base import Cost, Problem, Progress, Sampler
+from mgdm_audio.varispeed import Varispeed, check_speeds
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -34,17 +37,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Regression(Sampler):
-    """The estimate; it has no settings.
+    """The estimate and how it is made.
 
     The observation is taken as exact, whatever its `sigma_y`.
 
+    Arguments:
+        speeds: at how many speeds the regressor is asked, from 1 (the mix as it is) to 9.
+
     Raises:
-        ValueError: when sampling, if the observation is not the plain sum of the stems, with or
-            without parts of the stems and other sums of them beside it.
+        ValueError: if the setting is out of range; when sampling, if the observation is not the
+            plain sum of the stems, with or without parts of them and other sums of them beside it.
     """
 
     name: ClassVar[str] = "regressor"
     PRESETS: ClassVar[dict[str, Self]]
+
+    speeds: int = 1
+
+    def __post_init__(self) -> None:
+        check_speeds(self.speeds)
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -58,13 +69,14 @@ class Regression(Sampler):
 
     def cost(self) -> Cost:
         """See `Sampler.cost`."""
-        return Cost(calls=1)
+        return Cost(calls=self.speeds, shared=self.speeds)
 
     def _sample(
         self, denoise: Denoiser, problem: Problem, draws: Draws, progress: Progress
     ) -> Tensor:
         seen = Seen.of(problem, self.name)
-        return seen.keep(regressor_of(denoise, self.name)(seen.mix, seen.stems, seen.known))
+        regress = Varispeed(regressor_of(denoise, self.name), self.speeds, progress.advance)
+        return seen.keep(regress(seen.mix, seen.stems, seen.known))
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,5 +145,9 @@ class Seen:
         return kept if self.others is None else self.others.linear.project(kept, self.others.y)
 
 
-# One call has nothing to choose from.
-Regression.PRESETS = {key: Regression() for key in ("paper", "fast", "default", "best")}
+Regression.PRESETS = {
+    "paper": Regression(),
+    "fast": Regression(speeds=3),
+    "default": Regression(speeds=5),
+    "best": Regression(speeds=9),
+}

@@ -92,7 +92,7 @@ class WarmStart(Sampler):
     def cost(self) -> Cost:
         """See `Sampler.cost`; of both samplers."""
         first, then = self.first.cost(), self.sampler.cost(self.sigma)
-        return Cost(calls=first.calls + then.calls, vjps=first.vjps + then.vjps)
+        return Cost(first.calls + then.calls, first.vjps + then.vjps, first.shared)
 
     def _sample(
         self, denoise: Denoiser, problem: Problem, draws: Draws, progress: Progress

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import soxr
 
 FULL_SCALE = 32768.0
 
@@ -26,7 +27,8 @@ class Augmentation:
         mix_gain_db: standard deviation of the common gain, in dB.
         equaliser_db: standard deviation, in dB, of each stem's frequency response at eight points
             of the mel scale (lines between them): sounds no sound set has.
-        speed: the share of places that are played up to 8 % faster or slower, with their pitch.
+        speed: the share of places that are played faster or slower, with their pitch.
+        fastest: how much faster or slower at most, as the logarithm of the ratio.
     """
 
     remix: float = 0.5
@@ -35,6 +37,7 @@ class Augmentation:
     mix_gain_db: float = 2.5
     equaliser_db: float = 3.0
     speed: float = 0.3
+    fastest: float = 0.08
 
 
 class StemCorpus:
@@ -115,8 +118,7 @@ class StemCorpus:
         wanted = samples if speed == 1.0 else int(samples * speed) + 2
         source = self.stems(song)[k, start : start + wanted] / np.float32(FULL_SCALE)
         if speed != 1.0:
-            at = np.arange(min(samples, int((len(source) - 1) / speed))) * speed
-            source = np.interp(at, np.arange(len(source)), source).astype(np.float32)
+            source = soxr.resample(source, speed, 1.0, quality="HQ")[:samples]
         db = gain + rng.normal(0.0, augmentation.stem_gain_db)
         polarity = 1.0 if rng.random() < 0.5 else -1.0
         source = equalise(source, rng, augmentation.equaliser_db)
@@ -130,7 +132,7 @@ class StemCorpus:
         song = int(rng.integers(songs))
         speed = 1.0
         if rng.random() < augmentation.speed:
-            speed = float(np.exp(rng.uniform(-0.08, 0.08)))
+            speed = float(np.exp(rng.uniform(-augmentation.fastest, augmentation.fastest)))
         spare = max(0, self.songs[song]["samples"] - int(samples * speed) - 2)
         return song, int(rng.integers(spare + 1)), speed
 

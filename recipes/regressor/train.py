@@ -186,7 +186,7 @@ class Training:
         )
         self.membership = bands(self.net.frame.bins)
         self.rng = np.random.default_rng(settings.seed)
-        self.augmentation = Augmentation(equaliser_db=4.0, speed=0.4)
+        self.augmentation = Augmentation(equaliser_db=4.0, speed=0.5, fastest=0.25)
         self.step = 0
         self.minutes = 0.0
         self.seconds = 0.0  # of audio seen
@@ -437,7 +437,7 @@ def main(
         samples = round(seconds * 22050 / 512) * 512
         settings = Settings(
             minutes=minutes, batch=batch, samples=samples, lr=lr, seed=seed,
-            beside=0.0 if parts is None else 0.7,
+            beside=0.0 if parts is None else 0.5,
         )  # fmt: skip
         model = None if initial == "none" else load_model(initial)
         args = {"backbone": json.loads(network), "stft": {"n_fft": 2048}}
