@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.speed import models
 from mgdm_audio import STEMS, Separator
+from mgdm_audio.cost import QUALITIES
 from mgdm_audio.metrics import is_silent, level_db, si_sdr_improvement
 from mgdm_audio.other import LEVEL
 from recipes.compare.clips import RATE, ClipList, clips
@@ -30,6 +31,7 @@ from recipes.prior.data import FULL_SCALE, StemCorpus
 
 WAYS: dict[str, dict[str, Any]] = {
     "default": {},
+    "fast": QUALITIES["fast"],
     "regressor": {"method": "regressor"},
     "from noise": {"method": "mgdm"},
 }
@@ -83,6 +85,7 @@ def measure(
 @click.option("--way", type=click.Choice(list(WAYS)), default="default", show_default=True)
 @click.option("--level", default=LEVEL, show_default=True, help="Of the prior, in dB.")
 @click.option("--regressor", help="Another regressor than the shipped one.")
+@click.option("--precision", default="auto", show_default=True, help="See Separator.")
 def main(
     corpus: Path,
     others: Path,
@@ -91,8 +94,9 @@ def main(
     way: str,
     level: float,
     regressor: str | None,
+    precision: str,
 ) -> None:
-    options = dict(WAYS[way])
+    options: dict[str, Any] = {**WAYS[way], "precision": precision}
     if regressor is not None:
         options["model" if way == "regressor" else "regressor"] = regressor
     columns = (*STEMS, "four", "other", "level")

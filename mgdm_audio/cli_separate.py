@@ -248,7 +248,7 @@ def _named(*options: str) -> list[str]:
 
 def with_quality(request: Request) -> Request:
     """The request, of default quality where the command line decides nothing of it."""
-    if request.quality is None and not request.other and not _named("model", *DECIDED):
+    if request.quality is None and not _named("model", *DECIDED):
         return replace(request, quality="default")
     return request
 

@@ -184,9 +184,7 @@ class Separator:
         **settings: Any,
     ) -> None:
         self.device = resolve_device(device)
-        # The shipped regressor knows no other sounds; one that is named for them may.
-        alone = other if regressor is None else None
-        named = (model, method, preset, average, warm_start, warm_sigma, alone)
+        named = (model, method, preset, average, warm_start, warm_sigma)
         if not settings and all(value is None for value in named):
             quality = QUALITIES["default"]
             method, preset, average = quality["method"], quality["preset"], quality["average"]

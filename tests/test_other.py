@@ -272,4 +272,6 @@ def test_a_regressor_that_is_named_decides_where_it_begins(prior):
     assert named.models.regressor is None  # a prior is named too: MGDM from noise
     both = Separator(other=-10.0, regressor=knowing_regressor())
     assert both.models.regressor.name == "five"
-    assert Separator(other=-10.0).models.regressor is None
+    shipped = Separator(other=-10.0).models.regressor
+    assert shipped is not None
+    assert shipped.knows_other

@@ -15,7 +15,9 @@ from mgdm_audio import hub
 from mgdm_audio.nn import SpectralRegressor, build
 from recipes.prior.data import StemCorpus
 from recipes.regressor.export import export
-from recipes.regressor.train import Settings, Training, bands, learning_rate, losses
+from recipes.regressor.loss import bands, losses
+from recipes.regressor.train import Settings, Training, learning_rate
+from recipes.regressor.validation import validate
 
 ARGS = {
     "backbone": {
@@ -147,6 +149,29 @@ def test_starts_from_a_prior_and_is_exported(corpus, tmp_path):
         hub.load_regressor(tmp_path / "prior")
 
 
+def test_exports_the_mean_with_the_model_that_it_started_from(corpus, tmp_path):
+    first = Training(SETTINGS, NETWORK, corpus)
+    first.prepare()
+    checkpoint, folder = tmp_path / "checkpoint.pt", tmp_path / "first"
+    first.save(checkpoint)
+    export(checkpoint, corpus, folder, "the first")
+    run = Training(replace(SETTINGS, seed=1), NETWORK, corpus)
+    run.start_from(hub.load_regressor(folder))
+    run.advance(torch.float32)
+    run.save(checkpoint)
+
+    def weight(share):
+        name = f"share-{share}"
+        export(checkpoint, corpus, tmp_path / name, "a mean", earlier=str(folder), share=share)
+        assert "of first (" in (tmp_path / name / "README.md").read_text()
+        return hub.load_regressor(tmp_path / name).regress.backbone.patches.weight.float()
+
+    old, new = weight(0.0), weight(1.0)
+    assert torch.equal(old, hub.load_regressor(folder).regress.backbone.patches.weight.float())
+    assert (new - old).abs().max() > 1e-4
+    assert torch.allclose(weight(0.25), 0.75 * old + 0.25 * new, atol=1e-3)
+
+
 @pytest.fixture
 def others(tmp_path: Path) -> StemCorpus:
     """Parts of another instrument: tones."""
@@ -181,7 +206,7 @@ def test_learns_to_leave_other_sounds_alone(corpus, others, tmp_path):
     again = Training.resume(tmp_path / "checkpoint.pt", corpus, others)
     assert again.settings == settings
     crop = corpus.stems(0)[:, :8192] / np.float32(32768)
-    scores = again.validate(crop[None], torch.float32, other[0].numpy()[None])
+    scores = validate(again.average, crop[None], torch.float32, other[0].numpy()[None])
     assert len(scores["beside"]) == 5
     assert np.isfinite(scores["beside"]).all()
 

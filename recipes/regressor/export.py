@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from mgdm_audio import STEMS
 from mgdm_audio.hub import ModelInfo, save_model
 from recipes.prior.data import FULL_SCALE, StemCorpus, validation_crops
-from recipes.regressor.train import Training
+from recipes.regressor.train import Training, load_model, network_of, widened
+from recipes.regressor.validation import validate
 
 CARD = """# {name}
 
@@ -72,7 +73,8 @@ def export(
     summary: str,
     crops: np.ndarray | None = None,
     precision: torch.dtype = torch.float32,
-    earlier: Path | None = None,
+    earlier: str | None = None,
+    share: float = 0.5,
 ) -> ModelInfo:
     """Writes the averaged weights of a checkpoint as a model called like its folder.
 
@@ -84,23 +86,29 @@ def export(
         crops: validation crops to score the weights on, (N, 4, T), or None for the last of the
             log's scores.
         precision: of the network while it is scored.
-        earlier: another checkpoint of the same run: the mean of both weights is taken. Where a run
-            goes on with other songs, the mean keeps more of what each knew (Wortsman et al., 2022,
-            arXiv:2109.01903).
+        earlier: another checkpoint of the same run, or the name or folder of the model that it
+            started from: the mean of both weights is taken. Where a run goes on with other songs,
+            the mean keeps more of what each knew (Wortsman et al., 2022, arXiv:2109.01903).
+        share: of the checkpoint's weights in this mean.
     """
     run = Training.resume(checkpoint, corpus)
     mean = ""
     if earlier is not None:
-        other = Training.resume(earlier, corpus)
-        with torch.no_grad():
-            for own, theirs in zip(
-                run.average.parameters(), other.average.parameters(), strict=True
-            ):
-                own.lerp_(theirs, 0.5)
-        mean = f" The weights are the mean of those at step {other.step} and at the end."
+        if Path(earlier).is_file():
+            other = Training.resume(Path(earlier), corpus)
+            weights, name = other.average.state_dict(), f"those at step {other.step}"
+        else:
+            model = load_model(earlier)
+            weights, name = network_of(model).state_dict(), f"{model.name} ({model.sha256[:8]})"
+        own = run.average.state_dict()
+        theirs = widened(weights, own)
+        # The scalings are buffers, which both have from the same start.
+        for key, _ in run.average.named_parameters():
+            own[key].lerp_(theirs[key].to(own[key]), 1 - share)
+        mean = f" The weights are the mean of {name} and, {share:.0%}, those at the end."
     scores = validations(checkpoint.with_name("log.jsonl"))
     if crops is not None:
-        scores.append({"step": run.step, "valid_si_sdri": run.validate(crops, precision)})
+        scores.append({"step": run.step, "valid_si_sdri": validate(run.average, crops, precision)})
     last = scores[-1]["valid_si_sdri"]["none"] if scores else []
     config = {
         "kind": "regressor",
@@ -159,8 +167,15 @@ def export(
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
 @click.option(
     "--earlier",
-    type=click.Path(exists=True, path_type=Path),
-    help="Another checkpoint of the run: the mean of both weights is exported.",
+    help="Another checkpoint of the run, or the model it started from: the mean of both weights is "
+    "exported.",
+)
+@click.option(
+    "--share",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="Of the checkpoint in this mean.",
 )
 def main(
     checkpoint: Path,
@@ -169,12 +184,14 @@ def main(
     valid: Path | None,
     summary: str,
     precision: str,
-    earlier: Path | None,
+    earlier: str | None,
+    share: float,
 ) -> None:
     torch.set_num_threads(1)
     crops = None if valid is None else validation_crops(valid, 131_072)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    info = export(checkpoint, StemCorpus(corpus / "train"), folder, summary, crops, dtype, earlier)
+    songs = StemCorpus(corpus / "train")
+    info = export(checkpoint, songs, folder, summary, crops, dtype, earlier, share)
     click.echo(f"{folder}: {info.parameters} parameters, sha256 {info.sha256}")
 
 

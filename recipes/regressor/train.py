@@ -1,12 +1,8 @@
 """Trains a regressor on a rendered corpus: the mix and some of the stems in, the others out.
 
 Each item's mix is the sum of its stems; none, one or two of them, drawn at random, are given
-(an orderless NADE; of the last unknown stem nothing is left to learn). The loss of a stem is the
-logarithm of its error's energy over its own, of the waveform and, a quarter of the weight, the
-mean over bands of the mel scale. The first is what SI-SDR measures, in decibels, so that quiet
-passages count like loud ones; the second keeps the upper bands, which hold a hundredth of the
-energy, from being left to chance. A thousandth of the mix's energy is added to both energies:
-better than 30 dB is not asked for, and a silent stem has a finite loss.
+(an orderless NADE; of the last unknown stem nothing is left to learn). `loss.py` says what is
+asked of the answers, `validation.py` how they are scored on the way.
 
 With `--others`, parts of instruments that no stem is (recipes/corpus/others.py), a share of the
 steps has mixes with such a part, or with the bare possibility of one; the network is told which
@@ -37,16 +33,12 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from mgdm_audio import STEMS, hub
-from mgdm_audio.metrics import si_sdr_improvement
 from mgdm_audio.nn import SpectralRegressor, build
-from mgdm_audio.other import LEVEL, Spectrum
 from recipes.prior.data import Augmentation, StemCorpus, validation_crops
+from recipes.regressor.loss import bands, losses
+from recipes.regressor.validation import validate
 
 CLASS = "TokenUNetRegressor"
-BANDS = 24
-BAND_WEIGHT = 0.25
-FLOOR = 1e-3
-OTHER_FLOOR = 0.03  # of what is beside the stems: else a false alarm costs more than it can gain
 BESIDE = 60.0  # label of the unknown stems where the mix may hold another part
 # Gain of such a part: at -5.5 dB it is as loud as a stem, and so it is in validation; voices are
 # louder, and easier to learn.
@@ -80,63 +72,6 @@ class Settings:
     absent: float = 0.25
     ema: float = 0.999
     seed: int = 0
-
-
-def bands(bins: int, sample_rate: int = 22050) -> Tensor:
-    """Membership of each bin in bands of equal width on the mel scale, (bins, BANDS)."""
-    mel = torch.log1p(torch.linspace(0, sample_rate / 2, bins, dtype=torch.float64) / 700)
-    band = (mel / mel[-1] * BANDS).long().clamp_max(BANDS - 1)
-    return torch.nn.functional.one_hot(band, BANDS).float()
-
-
-def losses(
-    net: SpectralRegressor,
-    clean: Tensor,
-    known: Tensor,
-    membership: Tensor,
-    other: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Loss and SNR in dB of each stem, (B, K), or (B, K + 1) with `other`.
-
-    Of the given ones the loss is 0 and the SNR NaN.
-
-    Arguments:
-        net: the regressor.
-        clean: true stems, (B, K, T), T a multiple of the hop.
-        known: which are given, bool (B, K).
-        membership: see `bands`.
-        other: what the mix holds beside the stems, (B, 1, T), or None.
-    """
-    power = None
-    if other is not None:
-        mixes = torch.cat([clean, other], dim=1).sum(1)
-        spectra = [Spectrum([mix]).at(net.frame.n_fft, LEVEL) for mix in mixes]
-        power = torch.stack(spectra).to(clean)
-        known = torch.cat([known, torch.zeros_like(known[:, :1])], dim=1)
-        clean = torch.cat([clean, other], dim=1)
-    k = net.stems
-    mix = clean.sum(1, keepdim=True)
-    given = torch.where(known[:, :, None], clean, 0)
-    estimate = net.estimate(mix, given[:, :k], known[:, :k], power)
-    with torch.no_grad():
-        bins = net.frame(torch.cat([clean, mix], dim=1))
-        levels = bins.abs().square().sum(2) @ membership  # (B, K + 1 or 2, bands)
-    error = torch.where(known[:, :k, None, None], 0, estimate - bins[:, :k])
-    if other is not None:
-        error = torch.cat([error, -error.sum(1, keepdim=True)], dim=1)
-    band = (error.real.square() + error.imag.square()).sum(2) @ membership
-    wave = net.frame.inverse(error).square().sum(-1)
-    whole = clean.square().sum(-1)
-    share = clean.new_full((clean.shape[1],), FLOOR)
-    share[k:] = OTHER_FLOOR
-    floor = share * mix.square().sum(-1) + 1e-8
-    full_band = torch.log((wave + floor) / (whole + floor))
-    least = 1e-6 * levels[:, -1:].mean(2, keepdim=True) + 1e-8
-    floor = share[:, None] * levels[:, -1:] + least
-    by_band = torch.log((band + floor) / (levels[:, :-1] + floor)).mean(2)
-    loss = full_band + BAND_WEIGHT * by_band
-    snr = torch.where(known, math.nan, -4.342945 * full_band.detach())
-    return torch.where(known, 0, loss), snr
 
 
 def measure_sigma_data(net: SpectralRegressor, crops: list[np.ndarray]) -> Tensor:
@@ -266,69 +201,6 @@ class Training:
         self.minutes += (time.process_time() - start) / 60
         missing = self.net.stems + 1 - snr.shape[1]
         return torch.nn.functional.pad(snr, (0, missing), value=math.nan)
-
-    @torch.no_grad()
-    def validate(
-        self, crops: np.ndarray, precision: torch.dtype, others: np.ndarray | None = None
-    ) -> dict[str, list[float]]:
-        """SI-SDR improvement in dB of the averaged weights, by stem, where it sounds.
-
-        "none": no stem is given; "two": the two that follow it are; "beside": none is, and the mix
-        holds another part, whose improvement is the fifth figure.
-
-        Arguments:
-            crops: of validation songs, (N, 4, T).
-            precision: of the network.
-            others: other parts, (N, 1, T), for "beside".
-        """
-        scores: dict[str, list[list[float]]] = {
-            "none": [[] for _ in range(4)],
-            "two": [[] for _ in range(4)],
-            **({} if others is None else {"beside": [[] for _ in range(5)]}),
-        }
-        for number, crop in enumerate(crops):
-            active = [k for k in range(4) if crop[k].std() > 0.002]
-            if len(active) < 2:
-                continue
-            for k in range(-1, 4):
-                if k >= 0 and k not in active:
-                    continue
-                known = np.zeros(4, bool)
-                known[[(k + 1) % 4, (k + 2) % 4] if k >= 0 else []] = True
-                estimate = self._estimate(crop, known, precision)
-                for j in active if k < 0 else [k]:
-                    gain = si_sdr_improvement(estimate[j], crop[j], crop.sum(0))
-                    scores["none" if k < 0 else "two"][j].append(float(gain))
-            if others is not None and others[number].std() > 0.002:
-                estimate = self._estimate(crop, np.zeros(4, bool), precision, others[number])
-                true = np.concatenate([crop, others[number]])
-                for j in (*active, 4):
-                    gain = si_sdr_improvement(estimate[j], true[j], true.sum(0))
-                    scores["beside"][j].append(float(gain))
-        return {
-            case: [round(float(np.mean(s)), 3) if s else math.nan for s in by_stem]
-            for case, by_stem in scores.items()
-        }
-
-    def _estimate(
-        self,
-        crop: np.ndarray,
-        known: np.ndarray,
-        precision: torch.dtype,
-        other: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Estimated stems (K, T), with another part (1, T) in the mix (K + 1, T)."""
-        clean = torch.from_numpy(crop)[None]
-        mix, mask = clean.sum(1, keepdim=True), torch.from_numpy(known)[None]
-        power = None
-        if other is not None:
-            mix = mix + torch.from_numpy(other)
-            power = Spectrum([mix[0, 0]]).at(self.average.frame.n_fft, LEVEL)
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
-            stems = self.average(mix, clean, mask, power)
-        if other is not None:
-            stems = torch.cat([stems, mix - stems.sum(1, keepdim=True)], dim=1)
-        return stems[0].numpy()
 
     def save(self, path: Path) -> None:
         """Writes the checkpoint to a temporary name, then renames it."""
@@ -481,7 +353,7 @@ def main(
                 run.songs = data.refresh()
                 saved = run.minutes
             if run.minutes - validated > validate_minutes or last:
-                scores = run.validate(crops, dtype, beside)
+                scores = validate(run.average, crops, dtype, beside)
                 log.write(json.dumps({"step": run.step, "valid_si_sdri": scores}) + "\n")
                 click.echo(f"step {run.step} validation SI-SDRi {scores}", err=True)
                 validated = run.minutes
