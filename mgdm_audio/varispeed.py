@@ -27,10 +27,9 @@ from torch import Tensor
 from mgdm_audio.regress import Regressor
 
 SPEEDS = (
-    *(Fraction(5, 6), Fraction(6, 5)),
-    *(Fraction(16, 17), Fraction(17, 16)),
     *(Fraction(3, 4), Fraction(4, 3)),
-    *(Fraction(8, 9), Fraction(9, 8)),
+    *(Fraction(5, 6), Fraction(6, 5)),
+    *(Fraction(2, 3), Fraction(3, 2)),
 )
 """The other speeds, those that gain most first (recipes/regressor); of small numbers."""
 

@@ -45,12 +45,12 @@ def by_pitch(mix, stems, known):
 @pytest.mark.parametrize("samples", [1, 7, 5000])
 def test_what_does_not_depend_on_speed_stays_as_it_is(samples):
     mix = noise(samples=samples)  # to the top of the band, which a change of speed loses
-    out = Varispeed(shares, 9)(mix, *nothing(mix))
+    out = Varispeed(shares, 7)(mix, *nothing(mix))
     assert out.shape == (1, 4, samples)
     assert (out - SHARES * mix).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("speeds", [1, 3, 9])
+@pytest.mark.parametrize("speeds", [1, 3, 7])
 def test_is_the_mean_over_the_speeds(speeds):
     mix = tone(900.0)
     out = Varispeed(by_pitch, speeds)(mix, *nothing(mix, 2))
@@ -113,7 +113,7 @@ def test_presets_ask_more_and_more_and_samplers_say_so():
         assert sampler.cost().calls == sampler.cost().shared == len(calls) == len(set(calls))
         assert told[: len(calls)] == list(range(1, len(calls) + 1))
         calls.clear()
-    assert asked == {"paper": 1, "fast": 3, "default": 5, "best": 9}
+    assert asked == {"paper": 1, "fast": 3, "default": 3, "best": 7}
 
 
 def test_known_stems_through_the_sampler():
@@ -126,9 +126,9 @@ def test_known_stems_through_the_sampler():
     assert (out.sum(1) - stems.sum(1)).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("speeds", [0, 10, -1])
+@pytest.mark.parametrize("speeds", [0, 8, -1])
 def test_refuses_speeds_that_there_are_not(speeds):
-    with pytest.raises(ValueError, match="speeds must be from 1 to 9"):
+    with pytest.raises(ValueError, match="speeds must be from 1 to 7"):
         Varispeed(shares, speeds)
-    with pytest.raises(ValueError, match="speeds must be from 1 to 9"):
+    with pytest.raises(ValueError, match="speeds must be from 1 to 7"):
         samplers.get("regressor", "default", speeds=speeds)

@@ -42,7 +42,7 @@ class Regression(Sampler):
     The observation is taken as exact, whatever its `sigma_y`.
 
     Arguments:
-        speeds: at how many speeds the regressor is asked, from 1 (the mix as it is) to 9.
+        speeds: at how many speeds the regressor is asked, from 1 (the mix as it is) to 7.
 
     Raises:
         ValueError: if the setting is out of range; when sampling, if the observation is not the
@@ -148,6 +148,6 @@ class Seen:
 Regression.PRESETS = {
     "paper": Regression(),
     "fast": Regression(speeds=3),
-    "default": Regression(speeds=5),
-    "best": Regression(speeds=9),
+    "default": Regression(speeds=3),
+    "best": Regression(speeds=7),
 }

@@ -45,9 +45,17 @@ sounds training never saw, stems that sound; with no stem given, and with two ot
 ## Limits
 
 It gives the mean of what it thinks possible: where guitar and piano of sounds it has not heard are
-confused, both are blurred. Synthetic music only: pattern accompaniment from soundfonts. Voices,
-strings and other sounds have no stem of their own.
+confused, both are blurred. Synthetic music only: pattern accompaniment from soundfonts. {others}
 """
+
+OTHERS = {
+    False: """Voices,
+strings and other sounds have no stem of their own.""",
+    True: """Half of the
+steps had mixes that may hold parts of other instruments (`recipes/corpus/others.py`), which are
+estimated as what the stems leave of the mix (`--other`). It has heard no voice.""",
+}
+"""By whether the training had parts of other instruments."""
 
 
 def mixture_level(corpus: StemCorpus) -> float:
@@ -153,6 +161,7 @@ def export(
         level=info.level,
         mean=mean,
         table="".join(rows),
+        others=OTHERS[run.settings.beside > 0],
     )
     (folder / "README.md").write_text(card)
     return info
