@@ -16,7 +16,7 @@ QUALITIES: dict[str, dict[str, Any]] = {
         "method": "mgdm",
         "preset": "warm",
         "average": average,
-        "warm_start": f"regressor:{name}",
+        "warm_start": "regressor",
         "warm_sigma": 0.03,
     }
     for name, average in (("fast", 1), ("default", 2), ("best", 4))
@@ -24,8 +24,8 @@ QUALITIES: dict[str, dict[str, Any]] = {
 """Points on the curve of quality against time: MGDM begun at a low noise level from the regressor's
 estimate, and the samples averaged. With the shipped models that is 5 network calls a sample, an
 eighth of a run from noise, and several dB better: the regressor decides which instrument a sound
-is, where the prior alone is unsure (recipes/compare/results). The regressor is asked at 3 speeds, 7
-for `best`, once for all samples of a window. The lower the level, the less of its answer is lost: one
+is, where the prior alone is unsure (recipes/compare/results). The regressor is asked at three
+speeds, once for all samples of a window. The lower the level, the less of its answer is lost: one
 sample had 4.82 dB from 0.03 and 4.42 from 0.3, where the regressor had 4.87 (README)."""
 
 

@@ -374,7 +374,7 @@ def test_the_default_begins_from_the_regressor(run, song):
     named = run("separate", "song.wav", "--seed", "7", "-q", "-o", "named", "--quality", "default")
     assert named.exit_code == 0, named.output
     report = json.loads((song.parent / "plain/song/report.json").read_text())
-    assert report["settings"]["warm_start"] == "regressor:default"
+    assert report["settings"]["warm_start"] == "regressor"
     assert report["settings"]["average"] == 2
     assert len(report["settings"]["regressor_sha256"]) == 64
     for stem in STEMS:
