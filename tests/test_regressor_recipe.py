@@ -198,7 +198,7 @@ def test_learns_to_leave_other_sounds_alone(corpus, others, tmp_path):
     assert other.square().mean(2).min() > 0
     loss, snr = losses(run.net, clean, known, run.membership, other)
     assert loss.shape == snr.shape == (2, 5)
-    for _ in range(40):
+    for _ in range(80):
         assert run.advance(torch.float32).shape == (2, 5)
     after = losses(run.net, clean, known, run.membership, other)[1]
     assert after[:, 4].mean() > snr[:, 4].mean() + 1

@@ -247,7 +247,7 @@ def test_a_prior_alone_is_refused_where_a_regressor_is_asked():
         warm("ddnm", "regressor").sample(small_prior(), small_problem(2), draws)
     model = WithRegressor(GaussianRegressor(small_prior()))
     with pytest.raises(ValueError, match="regressor alone"):
-        warm("ddnm", "regressor").sample(model, small_problem(2), draws)
+        warm("ddnm", "regressor:paper").sample(model, small_problem(2), draws)
 
 
 def test_every_sampler_with_levels_takes_a_start():
