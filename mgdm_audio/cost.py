@@ -26,7 +26,7 @@ estimate, and the samples averaged. With the shipped models that is 5 network ca
 eighth of a run from noise, and several dB better: the regressor decides which instrument a sound
 is, where the prior alone is unsure (recipes/compare/results). The regressor is asked at three
 speeds, once for all samples of a window. The lower the level, the less of its answer is lost: one
-sample had 4.82 dB from 0.03 and 4.42 from 0.3, where the regressor had 4.87 (README)."""
+sample had 4.82 dB from 0.03 and 4.42 from 0.3, where the regressor had 4.87."""
 
 
 @dataclass(frozen=True)
