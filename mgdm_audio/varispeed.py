@@ -68,8 +68,7 @@ class Varispeed:
         for speed in self.speeds:
             given = torch.where(known[:, :, None], stems, 0)
             answer = self._asked(played(mix, speed), played(given, speed), known)
-            change = played(answer - played(plain, speed), 1 / speed)[..., : mix.shape[2]]
-            total += change
+            total += played(answer - played(plain, speed), 1 / speed)[..., : mix.shape[2]]
         mean = plain + total / (1 + len(self.speeds))
         return torch.where(known[:, :, None], stems, mean)
 

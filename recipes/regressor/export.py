@@ -48,14 +48,11 @@ It gives the mean of what it thinks possible: where guitar and piano of sounds i
 confused, both are blurred. Synthetic music only: pattern accompaniment from soundfonts. {others}
 """
 
-OTHERS = {
-    False: """Voices,
-strings and other sounds have no stem of their own.""",
-    True: """Half of the
-steps had mixes that may hold parts of other instruments (`recipes/corpus/others.py`), which are
-estimated as what the stems leave of the mix (`--other`). It has heard no voice.""",
-}
-"""By whether the training had parts of other instruments."""
+ALONE = """Voices,
+strings and other sounds have no stem of their own."""
+BESIDE = """Of the
+steps {share:.0%} had mixes that may hold parts of other instruments (`recipes/corpus/others.py`),
+which are estimated as what the stems leave of the mix (`--other`). It has heard no voice."""
 
 
 def mixture_level(corpus: StemCorpus) -> float:
@@ -98,6 +95,9 @@ def export(
             started from: the mean of both weights is taken. Where a run goes on with other songs,
             the mean keeps more of what each knew (Wortsman et al., 2022, arXiv:2109.01903).
         share: of the checkpoint's weights in this mean.
+
+    Raises:
+        ModelError: if `earlier` is no file and there is no such model.
     """
     run = Training.resume(checkpoint, corpus)
     mean = ""
@@ -161,7 +161,7 @@ def export(
         level=info.level,
         mean=mean,
         table="".join(rows),
-        others=OTHERS[run.settings.beside > 0],
+        others=BESIDE.format(share=beside) if (beside := run.settings.beside) else ALONE,
     )
     (folder / "README.md").write_text(card)
     return info
