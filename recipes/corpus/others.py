@@ -1,14 +1,16 @@
-"""Render parts for instruments that no stem is (strings, winds, choirs, organs, synthesisers).
+"""Render parts for what no stem is: strings, winds, choirs, organs, synthesisers, singing voices.
 
 The part of a song follows its chart and its bar lines, so that a mix with it is one piece of music:
-chords held by ensembles, organs and pads, an improvised line by soloists. What is trained to leave
-such sounds alone (recipes/regressor) or is measured on them (recipes/compare) takes them from here.
+chords held by ensembles, organs and pads, an improvised line by soloists and singers. What is
+trained to leave such sounds alone (recipes/regressor) or is measured on them (recipes/compare)
+takes them from here.
 """
 
 from __future__ import annotations
 
 import sys
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,7 @@ from recipes.parallel import engine_options
 
 NAME = "other"
 FAMILIES = ("organ", "strings", "choir", "brass", "reed", "pipe", "synth")
+VOICES = ("voice",)
 ENSEMBLES = (*range(16, 21), *range(48, 55), *range(61, 64), *range(88, 96))  # they hold chords
 LOUDNESS = -23.0  # LUFS of a rendered part
 # Where the line of a soloist is centred and how low chords may lie, as MIDI pitches.
@@ -72,16 +75,18 @@ def held_chords(chart: Chart, first: int, count: int, centre: int) -> Notes:
     return np.array(notes, dtype=np.float64).reshape(-1, 4)
 
 
-def write_part(chart: Chart, program: int, rng: np.random.Generator) -> Notes:
-    """Draw what an instrument plays over a chart, (n, 4), times in beats.
+def write_part(chart: Chart, patch: Patch, rng: np.random.Generator) -> Notes:
+    """Draw what an instrument plays or a voice sings over a chart, (n, 4), times in beats.
 
     It plays in two sections of three, and in one at least.
     """
-    centre = CENTRES.get(program, 72) + int(rng.integers(-5, 6))
+    centre = CENTRES.get(patch.program, 72) + int(rng.integers(-5, 6))
+    if patch.kind == "voice":
+        centre = (patch.low + patch.high) // 2 + int(rng.integers(-4, 5))
     playing = [s for s in chart.sections if rng.random() < 2 / 3] or [chart.sections[0]]
     notes = empty_notes()
     for first, length, _ in playing:
-        if program in ENSEMBLES and rng.random() < 0.8:
+        if patch.kind != "voice" and patch.program in ENSEMBLES and rng.random() < 0.8:
             more = held_chords(chart, first, length, centre - 6)
         else:
             more = lead_line(chart, first, length, centre, rng)
@@ -89,19 +94,35 @@ def write_part(chart: Chart, program: int, rng: np.random.Generator) -> Notes:
     return notes
 
 
-def draw_patch(split: str, rng: np.random.Generator, permissive_only: bool = False) -> Patch:
-    """Draw a family, then a source, then one of its patches."""
+def draw_patch(
+    split: str,
+    rng: np.random.Generator,
+    permissive_only: bool = False,
+    families: tuple[str, ...] = FAMILIES,
+) -> Patch:
+    """Draw a family, then a source, then one of its patches.
+
+    Raises:
+        ValueError: No source of the family may be used.
+    """
     groups: dict[str, dict[str, list[Patch]]] = defaultdict(lambda: defaultdict(list))
     for patch in read_patches(OTHERS):
         if patch.split == split and (patch.permissive or not permissive_only):
             groups[patch.stem][patch.package].append(patch)
-    family = groups[FAMILIES[int(rng.integers(len(FAMILIES)))]]
+    name = families[int(rng.integers(len(families)))]
+    family = groups[name]
+    if not family:
+        raise ValueError(f"no source for {name} in split {split!r}: leave out --permissive-only")
     package = sorted(family)[int(rng.integers(len(family)))]
     return family[package][int(rng.integers(len(family[package])))]
 
 
 def render_part(
-    split: str, number: int, seed: int, permissive_only: bool
+    split: str,
+    number: int,
+    seed: int,
+    permissive_only: bool,
+    families: tuple[str, ...] = FAMILIES,
 ) -> tuple[NDArray[np.int16], dict[str, Any]]:
     """Render the other part of a song of the corpus.
 
@@ -112,8 +133,8 @@ def render_part(
     entropy = song_seed(seed, split, number)
     song = compose(split, palette, book, np.random.default_rng(entropy))
     rng = np.random.default_rng([*entropy, 1])  # the song's own draws stay as they are
-    patch = draw_patch(split, rng, permissive_only)
-    notes = write_part(song.chart, patch.program, rng)
+    patch = draw_patch(split, rng, permissive_only, families)
+    notes = write_part(song.chart, patch, rng)
     lines = np.arange(len(song.times)) * float(song.chart.beats)
     notes[:, 0] = np.interp(notes[:, 0], lines, song.times)
     notes[:, 1] = np.interp(notes[:, 1], lines, song.times)
@@ -148,6 +169,7 @@ def render_part(
 @click.option("--first", default=0, show_default=True, help="Number of the first song.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the parts.")
 @engine_options
+@click.option("--voices", is_flag=True, help="Singing voices in the place of instruments.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the corpus.")
 @click.option("--permissive-only", is_flag=True, help="Use only sources under permissive licences.")
 def main(
@@ -157,14 +179,18 @@ def main(
     out: Path,
     engine: str,
     workers: int | None,
+    voices: bool,
     seed: int,
     permissive_only: bool,
 ) -> None:
+    families = VOICES if voices else FAMILIES
     try:
-        check_files([p for p in read_patches(OTHERS) if p.split == split])
+        patches = [p for p in read_patches(OTHERS) if p.split == split and p.stem in families]
+        check_files(patches)
     except MissingProgram as error:
         raise click.ClickException(str(error)) from error
-    work = Render(out.resolve(), split, seed, permissive_only, render_part)
+    part = partial(render_part, families=families)
+    work = Render(out.resolve(), split, seed, permissive_only, part)
     render_missing(work, first, songs, engine, workers)
 
 

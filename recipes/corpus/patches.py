@@ -27,10 +27,11 @@ class Patch:
 
     `kind` is sf2 (patch `bank`, `program` of a soundfont), gus (`program` of a TiMidity
     configuration), sfz (an SFZ instrument or a folder of samples named for their notes), kit (a
-    folder of drum samples) or model (computed, without a file); for the last three `program` only
-    says what General MIDI sound it is nearest to. An sfz sounds its notes `transpose` semitones
-    below what is asked, is rendered with `gain` dB and has the MIDI controllers `controls`
-    ("100=127 101=64"). Notes outside `low` to `high` are moved by octaves.
+    folder of drum samples), voice (a speaker, by `name`, that sings) or model (computed, without a
+    file); for the last four `program` only says what General MIDI sound it is nearest to. An sfz
+    sounds its notes `transpose` semitones below what is asked, is rendered with `gain` dB and has
+    the MIDI controllers `controls` ("100=127 101=64"). Notes outside `low` to `high` are moved by
+    octaves.
     """
 
     stem: str

@@ -33,6 +33,7 @@ from recipes.corpus.patches import SPLITS, Palette, Patch, check_files
 from recipes.corpus.sfz import render_sfz
 from recipes.corpus.song import GrooveBook, Layer, Song, compose
 from recipes.corpus.synth import RENDER_RATE, soundfont
+from recipes.corpus.voices import render_voice
 from recipes.parallel import chosen_engine, engine_options, results
 
 # Rises with every change that alters audio; each line of the index records it. Version 1 let the
@@ -80,6 +81,8 @@ def perform(layer: Layer, samples: int, rng: np.random.Generator) -> Audio:
         sound = render_gus(patch.path, notes, patch.program, size, layer.cents)
     elif patch.kind == "model":
         sound = render_model(patch.name, notes, size, layer.cents, rng)
+    elif patch.kind == "voice":
+        sound = render_voice(patch.name, notes, size, layer.cents, rng)
     elif patch.kind == "kit":
         sound = kit(str(patch.path)).render(notes, size, rng)
     else:

@@ -273,6 +273,12 @@ _COUNTERS = ("step", "minutes", "seconds", "songs", "initial")
 )
 @click.option("--batch", default=Settings.batch, show_default=True)
 @click.option("--seconds", default=3.99, show_default=True, help="Length of a crop.")
+@click.option(
+    "--beside",
+    default=0.5,
+    show_default=True,
+    help="Share of the steps whose mixes may hold such parts, with --others.",
+)
 @click.option("--lr", default=Settings.lr, show_default=True)
 @click.option("--seed", default=Settings.seed, show_default=True)
 @click.option("--network", default="{}", help="Backbone arguments as JSON, without --initial.")
@@ -288,6 +294,7 @@ def main(
     minutes: float,
     batch: int,
     seconds: float,
+    beside: float,
     lr: float,
     seed: int,
     network: str,
@@ -309,7 +316,7 @@ def main(
         samples = round(seconds * 22050 / 512) * 512
         settings = Settings(
             minutes=minutes, batch=batch, samples=samples, lr=lr, seed=seed,
-            beside=0.0 if parts is None else 0.5,
+            beside=0.0 if parts is None else beside,
         )  # fmt: skip
         model = None if initial == "none" else load_model(initial)
         args = {"backbone": json.loads(network), "stft": {"n_fft": 2048}}
@@ -324,9 +331,9 @@ def main(
         else:
             run.start_from(model)
     crops = validation_crops(valid or corpus / "valid", 131_072)
-    beside = None
+    held_out = None
     if others is not None:
-        beside = validation_crops(others / "valid", 131_072) * np.float32(10 ** (STEM_DB / 20))
+        held_out = validation_crops(others / "valid", 131_072) * np.float32(10 ** (STEM_DB / 20))
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     saved = validated = logged = run.minutes
     window: list[Tensor] = []
@@ -353,7 +360,7 @@ def main(
                 run.songs = data.refresh()
                 saved = run.minutes
             if run.minutes - validated > validate_minutes or last:
-                scores = validate(run.average, crops, dtype, beside)
+                scores = validate(run.average, crops, dtype, held_out)
                 log.write(json.dumps({"step": run.step, "valid_si_sdri": scores}) + "\n")
                 click.echo(f"step {run.step} validation SI-SDRi {scores}", err=True)
                 validated = run.minutes
