@@ -11,7 +11,8 @@ import torch
 from click.testing import CliRunner
 
 from mgdm_audio import STEMS
-from recipes.prior import compute, even_split, samples
+from mgdm_audio.nn import SpectralDenoiser
+from recipes.prior import compute, even_split, levels, samples
 from recipes.training.log import LEVELS, level_name
 
 
@@ -64,3 +65,27 @@ def test_one_call_of_priors_that_know_all_and_nothing():
 
     assert measured(lambda x, true: x) == pytest.approx([0] * 4, abs=0.01)
     assert min(measured(lambda x, true: true[None])) > 60
+
+
+def test_alone_a_stem_is_told_nothing_by_the_others():
+    """The network of this test adds one to its answer where all stems have one level."""
+
+    class Seen(torch.nn.Module):
+        def forward(self, features, log_sigma):
+            told = (log_sigma.amax(1) == log_sigma.amin(1)).float()
+            return told[:, None, None, None] * torch.ones_like(features)
+
+    net = SpectralDenoiser(Seen(), n_fft=256)
+    crops = np.random.default_rng(0).normal(0, 0.05, (2, 4, 4096)).astype(np.float32)
+    joint = levels.losses(net, crops, 0.1, False, torch.float32)
+    single = levels.losses(net, crops, 0.1, True, torch.float32)
+    silent = SpectralDenoiser(Zeros(), n_fft=256)
+    nothing = levels.losses(silent, crops, 0.1, False, torch.float32)
+    assert all(j > n for j, n in zip(joint, nothing, strict=True))
+    # Alone nothing is added; the noise drawn is the same.
+    assert single == pytest.approx(nothing, rel=1e-4)
+
+
+class Zeros(torch.nn.Module):
+    def forward(self, features, log_sigma):
+        return torch.zeros_like(features)

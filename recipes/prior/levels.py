@@ -1,0 +1,78 @@
+"""Validation loss of a prior by noise level and stem: of the joint prior, and stem by stem.
+
+"joint": all stems have the level. "single": one stem has it and the others are pure noise, which
+leaves what the network knows of that stem alone, the single-stem prior of ISDM. Their difference is
+what the stems tell of each other. The loss is that of training (`train.py`), on the validation
+songs.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from mgdm_audio import STEMS, hub
+from mgdm_audio.nn import SpectralDenoiser
+from recipes.prior.data import validation_crops
+from recipes.prior.train import SIGMA_MAX, VALIDATION_SAMPLES, edm_loss
+from recipes.training.log import LEVELS, level_name
+
+
+@torch.no_grad()
+def losses(
+    net: SpectralDenoiser, crops: np.ndarray, sigma: float, single: bool, precision: torch.dtype
+) -> list[float]:
+    """Mean loss of each stem.
+
+    Arguments:
+        net: the prior's network.
+        crops: true stems, (N, K, T).
+        sigma: noise level.
+        single: whether the other stems of the one that is told are pure noise.
+        precision: of the network.
+    """
+    generator = torch.Generator().manual_seed(1234)
+    total = torch.zeros(crops.shape[1])
+    for crop in crops:
+        clean = torch.from_numpy(crop)[None]
+        noise = torch.randn(clean.shape, generator=generator)
+        cases = [[k] for k in range(len(total))] if single else [list(range(len(total)))]
+        for told in cases:
+            level = torch.full((1, len(total)), SIGMA_MAX if single else sigma)
+            level[:, told] = sigma
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+                total[told] += edm_loss(net, clean, noise, level)[0, told]
+    return (total / len(crops)).tolist()
+
+
+@click.command(help=__doc__)
+@click.option("--corpus", type=click.Path(path_type=Path), required=True, help="Corpus folder.")
+@click.option("--model", default="default", show_default=True)
+@click.option("--songs", default=24, show_default=True, help="Validation songs, a crop of each.")
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+)
+def main(corpus: Path, model: str, songs: int, precision: str) -> None:
+    net = hub.load(model).denoise
+    if not isinstance(net, SpectralDenoiser):
+        raise click.ClickException(f"{model} is not a network of STFT bins")
+    crops = validation_crops(corpus / "valid", VALIDATION_SAMPLES)[:songs]
+    click.echo(f"| sigma | prior | {' | '.join(STEMS)} | mean |\n| ---: | --- |" + " ---: |" * 5)
+    for sigma in LEVELS:
+        for single in (False, True):
+            found = losses(net, crops, sigma, single, getattr(torch, precision))
+            values = " | ".join(f"{v:.3f}" for v in (*found, sum(found) / len(found)))
+            click.echo(f"| {level_name(sigma)} | {'single' if single else 'joint'} | {values} |")
+
+
+if __name__ == "__main__":
+    main()
