@@ -162,8 +162,8 @@ def test_exports_the_mean_with_the_model_that_it_started_from(corpus, tmp_path):
 
     def weight(share):
         name = f"share-{share}"
-        export(checkpoint, corpus, tmp_path / name, "a mean", earlier=str(folder), share=share)
-        assert "of first (" in (tmp_path / name / "README.md").read_text()
+        export(checkpoint, corpus, tmp_path / name, "a mean", mean=[(str(folder), 1 - share)])
+        assert f"{1 - share:.0%} of first (" in (tmp_path / name / "README.md").read_text()
         return hub.load_regressor(tmp_path / name).regress.backbone.patches.weight.float()
 
     old, new = weight(0.0), weight(1.0)

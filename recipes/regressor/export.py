@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ ALONE = """Voices,
 strings and other sounds have no stem of their own."""
 BESIDE = """Of the
 steps {share:.0%} had mixes that may hold parts of other instruments (`recipes/corpus/others.py`),
-which are estimated as what the stems leave of the mix (`--other`). It has heard no voice."""
+which are estimated as what the stems leave of the mix (`--other`)."""
 
 
 def mixture_level(corpus: StemCorpus) -> float:
@@ -63,6 +64,19 @@ def mixture_level(corpus: StemCorpus) -> float:
         for n in range(0, len(corpus.songs), every)
     ]
     return float(np.sqrt(np.mean(power)))
+
+
+def weights_of(
+    what: str, corpus: StemCorpus, wanted: torch.nn.Module
+) -> tuple[str, dict[str, torch.Tensor]]:
+    """What a checkpoint or a model is called in a card, and its weights, as wide as is wanted."""
+    if Path(what).is_file():
+        run = Training.resume(Path(what), corpus)
+        name, weights = f"of a run with seed {run.settings.seed}, step {run.step}", run.average
+        return name, weights.state_dict()
+    model = load_model(what)
+    state = widened(network_of(model).state_dict(), wanted.state_dict())
+    return f"of {model.name} ({model.sha256[:8]})", state
 
 
 def validations(log: Path) -> list[dict[str, Any]]:
@@ -78,8 +92,7 @@ def export(
     summary: str,
     crops: np.ndarray | None = None,
     precision: torch.dtype = torch.float32,
-    earlier: str | None = None,
-    share: float = 0.5,
+    mean: Sequence[tuple[str, float]] = (),
 ) -> ModelInfo:
     """Writes the averaged weights of a checkpoint as a model called like its folder.
 
@@ -91,29 +104,31 @@ def export(
         crops: validation crops to score the weights on, (N, 4, T), or None for the last of the
             log's scores.
         precision: of the network while it is scored.
-        earlier: another checkpoint of the same run, or the name or folder of the model that it
-            started from: the mean of both weights is taken. Where a run goes on with other songs,
-            the mean keeps more of what each knew (Wortsman et al., 2022, arXiv:2109.01903).
-        share: of the checkpoint's weights in this mean.
+        mean: what else is in the mean of weights that is written, with its share; the rest is the
+            checkpoint's. Each is a checkpoint of a run from the same weights (with other songs or
+            another seed), or the name or folder of the model that they started from: such a mean
+            knows more than each (Wortsman et al., 2022, arXiv:2109.01903, arXiv:2203.05482).
 
     Raises:
-        ModelError: if `earlier` is no file and there is no such model.
+        ModelError: if one of `mean` is no file and there is no such model.
+        ValueError: if the shares add up to more than 1.
     """
     run = Training.resume(checkpoint, corpus)
-    mean = ""
-    if earlier is not None:
-        if Path(earlier).is_file():
-            other = Training.resume(Path(earlier), corpus)
-            weights, name = other.average.state_dict(), f"those at step {other.step}"
-        else:
-            model = load_model(earlier)
-            weights, name = network_of(model).state_dict(), f"{model.name} ({model.sha256[:8]})"
-        own = run.average.state_dict()
-        theirs = widened(weights, own)
-        # The scalings are buffers, which both have from the same start.
-        for key, _ in run.average.named_parameters():
-            own[key].lerp_(theirs[key].to(own[key]), 1 - share)
-        mean = f" The weights are the mean of {name} and, {share:.0%}, those at the end."
+    own = 1 - sum(share for _, share in mean)
+    if own < 0:
+        raise ValueError(
+            f"the shares of {[what for what, _ in mean]} add up to {1 - own:g}, over 1"
+        )
+    told = ""
+    if mean:
+        parts = [weights_of(what, corpus, run.average) for what, _ in mean]
+        # The scalings are buffers, which all have from the same start.
+        for key, weight in run.average.named_parameters():
+            weight.mul_(own)
+            for (_, theirs), (_, share) in zip(parts, mean, strict=True):
+                weight.add_(theirs[key].to(weight), alpha=share)
+        names = [f"{share:.0%} {name}" for (name, _), (_, share) in zip(parts, mean, strict=True)]
+        told = f" The weights are a mean: {', '.join(names)}, and {own:.0%} those at the end."
     scores = validations(checkpoint.with_name("log.jsonl"))
     if crops is not None:
         scores.append({"step": run.step, "valid_si_sdri": validate(run.average, crops, precision)})
@@ -159,7 +174,7 @@ def export(
         minutes=run.minutes,
         initial=run.initial.replace(" ", ", SHA-256 ") or "no model",
         level=info.level,
-        mean=mean,
+        mean=told,
         table="".join(rows),
         others=BESIDE.format(share=beside) if (beside := run.settings.beside) else ALONE,
     )
@@ -175,16 +190,12 @@ def export(
 @click.option("--summary", default="Regressor of bass, drums, guitar and piano from their mix")
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
 @click.option(
-    "--earlier",
-    help="Another checkpoint of the run, or the model it started from: the mean of both weights is "
-    "exported.",
-)
-@click.option(
-    "--share",
-    type=click.FloatRange(0, 1),
-    default=0.5,
-    show_default=True,
-    help="Of the checkpoint in this mean.",
+    "--mean",
+    type=(str, click.FloatRange(0, 1)),
+    multiple=True,
+    metavar="WEIGHTS SHARE",
+    help="Another checkpoint of the run or of one like it, or the model they started from, and its "
+    "share in the mean of weights that is exported.",
 )
 def main(
     checkpoint: Path,
@@ -193,14 +204,13 @@ def main(
     valid: Path | None,
     summary: str,
     precision: str,
-    earlier: str | None,
-    share: float,
+    mean: tuple[tuple[str, float], ...],
 ) -> None:
     torch.set_num_threads(1)
     crops = None if valid is None else validation_crops(valid, 131_072)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     songs = StemCorpus(corpus / "train")
-    info = export(checkpoint, songs, folder, summary, crops, dtype, earlier, share)
+    info = export(checkpoint, songs, folder, summary, crops, dtype, mean)
     click.echo(f"{folder}: {info.parameters} parameters, sha256 {info.sha256}")
 
 
