@@ -94,6 +94,22 @@ def test_zero_backbone_is_the_wiener_filter(net):
     assert torch.allclose(net(mix, x, known)[:, 2], 0.9 * rest, atol=1e-6)
 
 
+def test_confidence_is_a_way_from_the_wiener_filter_to_the_answer(net):
+    x = stems()
+    mix = x.sum(1, keepdim=True)
+    known = torch.tensor([[False] * 4, [True, False, False, False]])
+    answers = []
+    for confidence in (0.0, 0.25, 1.0):
+        net.confidence = confidence
+        answers.append(net(mix, x, known))
+        assert (answers[-1].sum(1) - mix[:, 0]).abs().max() < 1e-6
+    wiener, quarter, whole = answers
+    assert (whole - wiener).abs().max() > 1e-3
+    assert torch.allclose(quarter, 0.75 * wiener + 0.25 * whole, atol=1e-6)
+    with pytest.raises(ValueError, match="confidence must be"):
+        build("TokenUNetRegressor", {**SMALL, "stft": {"n_fft": 256, "confidence": 1.5}})
+
+
 def test_has_the_weights_of_the_denoiser(net):
     net.load_state_dict(build("TokenUNet", SMALL).state_dict())
 

@@ -16,7 +16,7 @@ from mgdm_audio.nn import SpectralRegressor, build
 from recipes.prior.data import StemCorpus
 from recipes.regressor.export import export
 from recipes.regressor.loss import bands, losses
-from recipes.regressor.train import Settings, Training, learning_rate
+from recipes.regressor.train import Settings, Training, arguments_of, learning_rate
 from recipes.regressor.validation import validate
 
 ARGS = {
@@ -170,6 +170,18 @@ def test_exports_the_mean_with_the_model_that_it_started_from(corpus, tmp_path):
     assert torch.equal(old, hub.load_regressor(folder).regress.backbone.patches.weight.float())
     assert (new - old).abs().max() > 1e-4
     assert torch.allclose(weight(0.25), 0.75 * old + 0.25 * new, atol=1e-3)
+    with pytest.raises(ValueError, match="over 1"):
+        export(checkpoint, corpus, folder, "too much", mean=[(str(checkpoint), 0.7)] * 2)
+
+
+def test_a_confidence_is_kept_and_a_new_run_forgets_it(corpus, tmp_path):
+    first = Training(SETTINGS, NETWORK, corpus)
+    first.prepare()
+    checkpoint, folder = tmp_path / "checkpoint.pt", tmp_path / "model"
+    first.save(checkpoint)
+    export(checkpoint, corpus, folder, "half believed", confidence=0.5)
+    assert hub.load_regressor(folder).regress.confidence == 0.5
+    assert arguments_of(hub.load_regressor(folder)) == ARGS
 
 
 @pytest.fixture

@@ -21,6 +21,10 @@ other trace than R. The estimates of the stems add up to less than the mix, and 
 its estimate. The network is told by another label of the unknown stems that the mix is of this
 kind, and must have been trained on such mixes.
 
+Of sounds that training had none like, the network is surer than it should be. `confidence` is the
+share of its part that is believed, :math:`\hat X_k = c_{skip} R + c \, c_{out} F_k`; the rest is
+the Wiener filter's. It is set once, on validation songs.
+
 The backbone sees R in the place of every unknown stem and the given stems in their own, and is
 told which is which in the place of the noise levels. Shapes and names of the weights are those of
 the denoiser: a prior's weights are a start for a regressor's.
@@ -52,9 +56,11 @@ class SpectralRegressor(SpectralNetwork):
         beside: the one that it is told of the others where the mix holds something beside the
             stems; None for a network that knows no such mixes. The backbone then gives one signal
             more than there are stems.
+        confidence: the share of the network's part that is believed, 0 to 1.
 
     Raises:
-        ValueError: if `known` is not below `unknown`, or the backbone gives another number.
+        ValueError: if `known` is not below `unknown`, the backbone gives another number, or the
+            confidence is out of range.
     """
 
     def __init__(
@@ -65,6 +71,7 @@ class SpectralRegressor(SpectralNetwork):
         known: float = 3e-4,
         unknown: float = 20.0,
         beside: float | None = None,
+        confidence: float = 1.0,
     ) -> None:
         super().__init__(backbone, stems, n_fft)
         if not 0 < known < unknown:
@@ -74,7 +81,10 @@ class SpectralRegressor(SpectralNetwork):
                 f"a network of {stems} stems and of what is beside them needs a backbone of "
                 f"{stems + 1} parts, got {getattr(backbone, 'parts', stems)}"
             )
+        if not 0 <= confidence <= 1:
+            raise ValueError(f"confidence must be from 0 to 1, got {confidence}")
         self.known, self.unknown, self.beside = known, unknown, beside
+        self.confidence = confidence
 
     def scalings(self, known: Tensor, other: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """(c_skip, c_out, c_in), each (B, K, 1, bins), for the mask of given stems (B, K).
@@ -123,7 +133,7 @@ class SpectralRegressor(SpectralNetwork):
         seen = torch.where(known[:, :, None, None], given, rest)
         k = self.stems
         more = None if other is None else rest * c_in[:, k:]
-        part = c_out * self.residual(seen, labels, c_in[:, :k], more)
+        part = self.confidence * c_out * self.residual(seen, labels, c_in[:, :k], more)
         return (c_skip * (rest - part.sum(1, keepdim=True)) + part)[:, :k]
 
     def forward(

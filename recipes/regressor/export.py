@@ -93,6 +93,7 @@ def export(
     crops: np.ndarray | None = None,
     precision: torch.dtype = torch.float32,
     mean: Sequence[tuple[str, float]] = (),
+    confidence: float = 1.0,
 ) -> ModelInfo:
     """Writes the averaged weights of a checkpoint as a model called like its folder.
 
@@ -108,6 +109,7 @@ def export(
             checkpoint's. Each is a checkpoint of a run from the same weights (with other songs or
             another seed), or the name or folder of the model that they started from: such a mean
             knows more than each (Wortsman et al., 2022, arXiv:2109.01903, arXiv:2203.05482).
+        confidence: the share of the answers that is believed, see `confidence.py`.
 
     Raises:
         ModelError: if one of `mean` is no file and there is no such model.
@@ -129,6 +131,11 @@ def export(
                 weight.add_(theirs[key].to(weight), alpha=share)
         names = [f"{share:.0%} {name}" for (name, _), (_, share) in zip(parts, mean, strict=True)]
         told = f" The weights are a mean: {', '.join(names)}, and {own:.0%} those at the end."
+    network = dict(run.network)
+    if confidence != 1:
+        stft = {**network["args"]["stft"], "confidence": confidence}
+        network["args"] = {**network["args"], "stft": stft}
+        run.average.confidence = confidence
     scores = validations(checkpoint.with_name("log.jsonl"))
     if crops is not None:
         scores.append({"step": run.step, "valid_si_sdri": validate(run.average, crops, precision)})
@@ -137,7 +144,7 @@ def export(
         "kind": "regressor",
         "name": folder.name,
         "summary": summary,
-        "network": run.network,
+        "network": network,
         "sample_rate": 22050,
         "stems": list(STEMS),
         "level": round(mixture_level(corpus), 4),
@@ -197,6 +204,13 @@ def export(
     help="Another checkpoint of the run or of one like it, or the model they started from, and its "
     "share in the mean of weights that is exported.",
 )
+@click.option(
+    "--confidence",
+    type=click.FloatRange(0, 1),
+    default=1.0,
+    show_default=True,
+    help="Share of the answers that is believed (confidence.py).",
+)
 def main(
     checkpoint: Path,
     folder: Path,
@@ -205,12 +219,13 @@ def main(
     summary: str,
     precision: str,
     mean: tuple[tuple[str, float], ...],
+    confidence: float,
 ) -> None:
     torch.set_num_threads(1)
     crops = None if valid is None else validation_crops(valid, 131_072)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     songs = StemCorpus(corpus / "train")
-    info = export(checkpoint, songs, folder, summary, crops, dtype, mean)
+    info = export(checkpoint, songs, folder, summary, crops, dtype, mean, confidence)
     click.echo(f"{folder}: {info.parameters} parameters, sha256 {info.sha256}")
 
 

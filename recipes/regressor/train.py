@@ -256,6 +256,13 @@ def network_of(model: hub.Prior | hub.Regressor) -> torch.nn.Module:
     return model.denoise if isinstance(model, hub.Prior) else model.regress
 
 
+def arguments_of(model: hub.Prior | hub.Regressor) -> dict[str, Any]:
+    """Those of a model's network, for one that is trained: it is to be believed."""
+    args = dict(model.info.config["network"]["args"])
+    args["stft"] = {k: v for k, v in args["stft"].items() if k != "confidence"}
+    return args
+
+
 _COUNTERS = ("step", "minutes", "seconds", "songs", "initial")
 
 
@@ -321,7 +328,7 @@ def main(
         model = None if initial == "none" else load_model(initial)
         args = {"backbone": json.loads(network), "stft": {"n_fft": 2048}}
         if model is not None:
-            args = dict(model.info.config["network"]["args"])
+            args = arguments_of(model)
         if parts is not None:
             args["stft"] = {**args["stft"], "beside": BESIDE}
             args["backbone"] = {**args["backbone"], "parts": len(STEMS) + 1}

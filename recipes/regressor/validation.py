@@ -10,6 +10,7 @@ import torch
 from mgdm_audio.metrics import si_sdr_improvement
 from mgdm_audio.nn import SpectralRegressor
 from mgdm_audio.other import LEVEL, Spectrum
+from mgdm_audio.varispeed import Varispeed
 
 
 @torch.no_grad()
@@ -18,6 +19,7 @@ def validate(
     crops: np.ndarray,
     precision: torch.dtype,
     others: np.ndarray | None = None,
+    speeds: int = 1,
 ) -> dict[str, list[float]]:
     """SI-SDR improvement in dB, by stem, where it sounds.
 
@@ -29,6 +31,7 @@ def validate(
         crops: of validation songs, (N, 4, T).
         precision: of the network.
         others: other parts, (N, 1, T), for "beside".
+        speeds: at which the network is asked where no stem is given, see `Varispeed`.
     """
     scores: dict[str, list[list[float]]] = {
         "none": [[] for _ in range(4)],
@@ -44,7 +47,8 @@ def validate(
                 continue
             known = np.zeros(4, bool)
             known[[(k + 1) % 4, (k + 2) % 4] if k >= 0 else []] = True
-            estimate = _estimate(net, crop, known, precision)
+            asked = speeds if k < 0 else 1
+            estimate = _estimate(net, crop, known, precision, speeds=asked)
             for j in active if k < 0 else [k]:
                 gain = si_sdr_improvement(estimate[j], crop[j], crop.sum(0))
                 scores["none" if k < 0 else "two"][j].append(float(gain))
@@ -66,6 +70,7 @@ def _estimate(
     known: np.ndarray,
     precision: torch.dtype,
     other: np.ndarray | None = None,
+    speeds: int = 1,
 ) -> np.ndarray:
     """Estimated stems (K, T), with another part (1, T) in the mix (K + 1, T)."""
     clean = torch.from_numpy(crop)[None]
@@ -74,8 +79,12 @@ def _estimate(
     if other is not None:
         mix = mix + torch.from_numpy(other)
         power = Spectrum([mix[0, 0]]).at(net.frame.n_fft, LEVEL)
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
-        stems = net(mix, clean, mask, power)
+
+    def regress(y: torch.Tensor, given: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            return net(y, given, which, power)
+
+    stems = Varispeed(regress, speeds)(mix, clean, mask)
     if other is not None:
         stems = torch.cat([stems, mix - stems.sum(1, keepdim=True)], dim=1)
     return stems[0].numpy()
