@@ -169,7 +169,8 @@ def train(
     net = make(candidate, role, corpus)
     average = make(candidate, role, corpus).requires_grad_(False)
     average.load_state_dict(net.state_dict())
-    weights, averaged = list(net.parameters()), list(average.parameters())
+    weights: list[Tensor] = list(net.parameters())
+    averaged: list[Tensor] = list(average.parameters())
     if candidate.compiled:
         net.backbone.compile()
     optimiser = torch.optim.AdamW(weights, lr=LR, betas=(0.9, 0.99), weight_decay=0.01)

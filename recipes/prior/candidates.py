@@ -34,6 +34,14 @@ def unpatched(x: Tensor, size: int) -> Tensor:
     return x.unflatten(-1, (-1, size)).permute(0, 3, 1, 2, 4).flatten(-2)
 
 
+def through(blocks: nn.Module, x: Tensor, embedding: Tensor) -> Tensor:
+    """What a list of blocks makes of x."""
+    assert isinstance(blocks, nn.ModuleList)
+    for block in blocks:
+        x = block(x, embedding)
+    return x
+
+
 class ConvBlock(nn.Module):
     """Two 3x3 convolutions on (B, frames, bands, channels), residual: TFC-TDF without the TDF."""
 
@@ -110,18 +118,14 @@ class UNet2d(nn.Module):
         x = x + self.position.to(x.dtype)
         kept = []
         for stack, down in zip(self.inward, self.down, strict=True):
-            for block in stack:
-                x = block(x, e)
+            x = through(stack, x, e)
             kept.append(x)
             x = down(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        for block in self.middle:
-            x = block(x, e)
+        x = through(self.middle, x, e)
         for stack, up, skip in zip(
             reversed(self.outward), reversed(self.up), reversed(kept), strict=True
         ):
-            x = skip + up(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-            for block in stack:
-                x = block(x, e)
+            x = through(stack, skip + up(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1), e)
         return unpatched(self.leave(self.norm(x, e)), self.patch)[:, :, :frames]
 
 
@@ -223,10 +227,11 @@ class BandSplit(nn.Module):
         self.position = nn.Parameter(torch.zeros(bands, width))
         self.mixers = nn.ModuleList(Mixer(width, 4, 2 ** (i % 4), embedding) for i in range(depth))
         self.norm = ModulatedNorm(width, embedding)
-        self.leave = nn.ModuleList(nn.Linear(width, 3 * stems * n) for n in self.sizes)
-        for layer in self.leave:
+        leave = [nn.Linear(width, 3 * stems * n) for n in self.sizes]
+        for layer in leave:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
+        self.leave = nn.ModuleList(leave)
 
     def forward(self, features: Tensor, log_sigma: Tensor) -> Tensor:
         e = self.embedding(log_sigma)

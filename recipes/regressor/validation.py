@@ -80,9 +80,9 @@ def _estimate(
         mix = mix + torch.from_numpy(other)
         power = Spectrum([mix[0, 0]]).at(net.frame.n_fft, LEVEL)
 
-    def regress(y: torch.Tensor, given: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+    def regress(mix: torch.Tensor, stems: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
-            return net(y, given, which, power)
+            return net(mix, stems, known, power)
 
     stems = Varispeed(regress, speeds)(mix, clean, mask)
     if other is not None:
