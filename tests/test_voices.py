@@ -78,6 +78,7 @@ def test_phrases_end_where_the_line_rests():
     cut = phrases(notes)
     assert [len(p) for p in cut] == [3, 1]
     assert (cut[0][1:, 0] >= cut[0][:-1, 1]).all()
+    assert phrases(notes[:0]) == []
 
 
 def test_every_split_has_speakers_of_its_own():
@@ -109,6 +110,8 @@ def test_a_sung_note_has_its_pitch(monkeypatch):
     notes = np.array([[0.5, 2.5, 57.0, 100.0]])
     out = voices.render_voice("flite:none", notes, 3 * 44100, 0.0, np.random.default_rng(1))
     assert out.shape == (3 * 44100,)
+    again = voices.render_voice("flite:none", notes, 3 * 44100, 0.0, np.random.default_rng(1))
+    assert np.array_equal(again, out)
     assert np.abs(out[: int(0.3 * 44100)]).max() < 1e-3 * np.abs(out).max()
     sound = out[44100 : 2 * 44100].astype(np.float64)
     pitch, _ = pyworld.harvest(sound, 44100)

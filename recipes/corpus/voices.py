@@ -258,7 +258,7 @@ def phrases(notes: Notes) -> list[Notes]:
     notes = notes[np.diff(notes[:, 0], prepend=-1.0) > 0.03].copy()
     notes[:-1, 1] = np.minimum(notes[:-1, 1], notes[1:, 0])
     rests = np.flatnonzero(notes[1:, 0] - notes[:-1, 1] > PHRASE) + 1
-    return np.split(notes, rests)
+    return [part for part in np.split(notes, rests) if len(part)]
 
 
 def render_voice(
