@@ -9,6 +9,7 @@ noise that follows the band below.
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import shutil
 import subprocess
@@ -146,12 +147,8 @@ def repertoire(speaker: str) -> list[Syllable]:
     Raises:
         MissingProgram: As `speak` does, or the package pyworld is not installed.
     """
-    try:
-        import pyworld  # noqa: F401
-    except ImportError as error:
-        raise MissingProgram(
-            "voices need the package pyworld: install the extra `corpus`"
-        ) from error
+    if importlib.util.find_spec("pyworld") is None:
+        raise MissingProgram("voices need the package pyworld: install the extra `corpus`")
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for file in speak(speaker, syllables(SPOKEN, 0), Path(folder)):
