@@ -86,7 +86,7 @@ def write_part(chart: Chart, patch: Patch, rng: np.random.Generator) -> Notes:
     playing = [s for s in chart.sections if rng.random() < 2 / 3] or [chart.sections[0]]
     notes = empty_notes()
     for first, length, _ in playing:
-        if patch.kind != "voice" and patch.program in ENSEMBLES and rng.random() < 0.8:
+        if patch.program in ENSEMBLES and rng.random() < 0.8:
             more = held_chords(chart, first, length, centre - 6)
         else:
             more = lead_line(chart, first, length, centre, rng)
@@ -184,8 +184,14 @@ def main(
     permissive_only: bool,
 ) -> None:
     families = VOICES if voices else FAMILIES
+    patches = [
+        p
+        for p in read_patches(OTHERS)
+        if p.split == split and p.stem in families and (p.permissive or not permissive_only)
+    ]
+    if not patches:
+        raise click.ClickException(f"no source for {split}: leave out --permissive-only")
     try:
-        patches = [p for p in read_patches(OTHERS) if p.split == split and p.stem in families]
         check_files(patches)
     except MissingProgram as error:
         raise click.ClickException(str(error)) from error

@@ -32,7 +32,14 @@ from mgdm_audio.nn import SpectralDenoiser, SpectralRegressor, TokenUNet
 from mgdm_audio.nn.spectral import SpectralNetwork
 from recipes.prior.candidates import BandSplit, FrameTokens, UNet2d
 from recipes.prior.data import Augmentation, StemCorpus, validation_crops
-from recipes.prior.train import PriorTask, Settings, band_weights, edm_loss, measure_sigma_data
+from recipes.prior.train import (
+    VALIDATION_SAMPLES,
+    PriorTask,
+    Settings,
+    band_weights,
+    edm_loss,
+    measure_sigma_data,
+)
 from recipes.regressor.loss import bands, losses
 from recipes.regressor.train import Settings as RegressorSettings
 from recipes.regressor.validation import validate
@@ -41,7 +48,6 @@ from recipes.training.log import LEVELS
 ROLES = ("prior", "regressor")
 BATCH, SAMPLES = 3, 88_064
 LR, WARM_STEPS, DECAY_FROM, EMA = 1e-3, 50, 0.3, 0.99
-VALIDATION_SAMPLES = 131_072
 
 
 class NoGain(nn.Module):

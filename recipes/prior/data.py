@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import soxr
-from scipy import signal
 
 FULL_SCALE = 32768.0
 
@@ -30,7 +29,6 @@ class Augmentation:
             of the mel scale (lines between them): sounds no sound set has.
         speed: the share of places that are played faster or slower, with their pitch.
         fastest: how much faster or slower at most, as the logarithm of the ratio.
-        timbre: the probability of each of a saturation, another envelope and a room, by stem.
     """
 
     remix: float = 0.5
@@ -40,7 +38,6 @@ class Augmentation:
     equaliser_db: float = 3.0
     speed: float = 0.3
     fastest: float = 0.08
-    timbre: float = 0.0
 
 
 class StemCorpus:
@@ -125,8 +122,6 @@ class StemCorpus:
         db = gain + rng.normal(0.0, augmentation.stem_gain_db)
         polarity = 1.0 if rng.random() < 0.5 else -1.0
         source = equalise(source, rng, augmentation.equaliser_db)
-        if augmentation.timbre:
-            source = another_timbre(source, rng, augmentation.timbre)
         source = source * np.float32(polarity * 10 ** (db / 20))
         return np.pad(source, (0, samples - len(source)))
 
@@ -151,36 +146,6 @@ def equalise(x: np.ndarray, rng: np.random.Generator, db: float, rate: int = 220
     response = np.interp(mel, np.linspace(0, mel[-1], len(knots)), knots)
     filtered = np.fft.irfft(np.fft.rfft(x) * 10 ** (response / 20), n=len(x))
     return filtered.astype(np.float32)
-
-
-def another_timbre(
-    x: np.ndarray, rng: np.random.Generator, probability: float, rate: int = 22050
-) -> np.ndarray:
-    """Makes of (T,) what another instrument might be, at the same level.
-
-    Each with the probability: a saturation up to 12 dB over the peaks' half; an envelope that is
-    raised to a power (harder strokes and a shorter decay, or softer and longer); a room of noise
-    that decays, up to 8 dB below the sound.
-    """
-    level = float(np.sqrt(np.mean(np.square(x))))
-    if level < 1e-5:
-        return x
-    if rng.random() < probability:
-        gain = 10 ** (rng.uniform(0, 12) / 20) / (3 * level)
-        x = np.tanh(gain * x)
-    if rng.random() < probability:
-        width = int(rate * rng.uniform(0.01, 0.05))
-        kernel = np.exp(-np.arange(5 * width) / width)
-        envelope = signal.fftconvolve(np.abs(x), kernel / kernel.sum())[: len(x)]
-        top = max(float(envelope.max()), 1e-9)
-        x = x * np.maximum(envelope / top, 0.03) ** rng.uniform(-0.35, 0.6)
-    if rng.random() < probability:
-        decay = rng.uniform(0.03, 0.25)
-        tail = rng.normal(size=int(4 * decay * rate))
-        tail *= np.exp(-np.arange(len(tail)) / (decay * rate))
-        wet = signal.fftconvolve(x, tail / np.sqrt(np.square(tail).sum()))[: len(x)]
-        x = x + wet * 10 ** (rng.uniform(-24, -8) / 20)
-    return (x * (level / np.sqrt(np.mean(np.square(x)) + 1e-20))).astype(np.float32)
 
 
 def validation_crops(folder: str | Path, samples: int, per_song: int = 1) -> np.ndarray:

@@ -117,7 +117,7 @@ def export(
     """
     run = Training.resume(checkpoint, corpus)
     own = 1 - sum(share for _, share in mean)
-    if own < 0:
+    if own < -1e-9:
         raise ValueError(
             f"the shares of {[what for what, _ in mean]} add up to {1 - own:g}, over 1"
         )
@@ -133,6 +133,7 @@ def export(
         told = f" The weights are a mean: {', '.join(names)}, and {own:.0%} those at the end."
     network = dict(run.network)
     if confidence != 1:
+        told += f" A confidence of {confidence:g} is set on validation songs."
         stft = {**network["args"]["stft"], "confidence": confidence}
         network["args"] = {**network["args"], "stft": stft}
         run.average.confidence = confidence

@@ -58,8 +58,6 @@ class Settings:
         given: shares of items with no, one and two given stems.
         beside: the share of steps with mixes that may hold a part beside the stems.
         absent: the share of their items that hold none.
-        equaliser_db: see `Augmentation`.
-        timbre: see `Augmentation`.
         ema: decay of the averaged weights per step.
         seed: seed of weights, masks and data.
     """
@@ -72,8 +70,6 @@ class Settings:
     given: tuple[float, float, float] = (0.7, 0.15, 0.15)
     beside: float = 0.0
     absent: float = 0.25
-    equaliser_db: float = 4.0
-    timbre: float = 0.0
     ema: float = 0.999
     seed: int = 0
 
@@ -125,9 +121,7 @@ class Training:
         )
         self.membership = bands(self.net.frame.bins)
         self.rng = np.random.default_rng(settings.seed)
-        self.augmentation = Augmentation(
-            equaliser_db=settings.equaliser_db, speed=0.5, fastest=0.25, timbre=settings.timbre
-        )
+        self.augmentation = Augmentation(equaliser_db=4.0, speed=0.5, fastest=0.25)
         self.step = 0
         self.minutes = 0.0
         self.seconds = 0.0  # of audio seen
@@ -293,8 +287,6 @@ _COUNTERS = ("step", "minutes", "seconds", "songs", "initial")
     help="Share of the steps whose mixes may hold such parts, with --others.",
 )
 @click.option("--lr", default=Settings.lr, show_default=True)
-@click.option("--equaliser-db", default=Settings.equaliser_db, show_default=True)
-@click.option("--timbre", default=Settings.timbre, show_default=True)
 @click.option("--seed", default=Settings.seed, show_default=True)
 @click.option("--network", default="{}", help="Backbone arguments as JSON, without --initial.")
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
@@ -311,8 +303,6 @@ def main(
     seconds: float,
     beside: float,
     lr: float,
-    equaliser_db: float,
-    timbre: float,
     seed: int,
     network: str,
     precision: str,
@@ -333,7 +323,6 @@ def main(
         samples = round(seconds * 22050 / 512) * 512
         settings = Settings(
             minutes=minutes, batch=batch, samples=samples, lr=lr, seed=seed,
-            equaliser_db=equaliser_db, timbre=timbre,
             beside=0.0 if parts is None else beside,
         )  # fmt: skip
         model = None if initial == "none" else load_model(initial)
