@@ -215,7 +215,8 @@ def _network(info: ModelInfo, device: str | torch.device) -> nn.Module:
             network = networks.build(network_config["class"], network_config["args"])
     except (ValueError, TypeError) as error:
         raise ModelError(f"{info.path / CONFIG}: cannot build the network: {error}") from error
-    if isinstance(network, networks.SpectralRegressor) != (info.kind == "regressor"):
+    regressors = (networks.SpectralRegressor, networks.RegressorMean)
+    if isinstance(network, regressors) != (info.kind == "regressor"):
         raise ModelError(
             f"{info.path / CONFIG}: the network {network_config['class']} is no {info.kind}; the "
             "field 'kind' is wrong"

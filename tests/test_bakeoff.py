@@ -7,10 +7,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from mgdm_audio.nn import SpectralDenoiser
+from mgdm_audio.nn import SpectralDenoiser, UNet2d
 from recipes.prior import bakeoff
 from recipes.prior.bakeoff import CANDIDATES, NoGain, denoising_errors, rate, table
-from recipes.prior.candidates import BandSplit, FrameTokens, UNet2d
+from recipes.prior.candidates import BandSplit, FrameTokens
 from recipes.prior.train import edm_loss
 
 BACKBONES = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mgdm_audio.nn import build, token_unet
+from mgdm_audio.nn import UNet2d, build, token_unet
 from mgdm_audio.nn.stft import TightFrame
 
 SMALL = {
@@ -15,12 +15,29 @@ SMALL = {
     },
     "stft": {"n_fft": 256},
 }  # fmt: skip
+SMALL_2D = {
+    "backbone": {"bins": 128, "channels": [8, 8, 8], "embedding": 16},
+    "stft": {"n_fft": 256},
+}
+PRIOR = {"class": "UNet2d", "args": SMALL_2D}
+PLAIN = {"class": "UNet2dRegressor", "args": SMALL_2D}
+COARSE = {
+    "class": "UNet2dRegressor",
+    "args": {"backbone": SMALL_2D["backbone"] | {"bins": 64}, "stft": {"n_fft": 128}},
+}
+WIDER = {
+    "class": "UNet2dRegressor",
+    "args": {
+        "backbone": SMALL_2D["backbone"] | {"parts": 5}, "stft": {"n_fft": 256, "beside": 60.0}
+    },
+}  # fmt: skip
+NETWORKS = {"TokenUNet": SMALL, "UNet2d": SMALL_2D}
 
 
-@pytest.fixture
-def net():
+@pytest.fixture(params=NETWORKS)
+def net(request):
     torch.manual_seed(0)
-    net = build("TokenUNet", SMALL)
+    net = build(request.param, NETWORKS[request.param])
     for p in net.parameters():  # away from the zero initialisation of the last layers
         torch.nn.init.normal_(p, std=0.1)
     return net
@@ -117,6 +134,14 @@ def test_small_noise_leaves_the_signal(net):
         ("TokenUNet", {"colour": 1}, "unknown network arguments"),
         ("TokenUNet", {"backbone": {"colour": 1}}, "does not take"),
         ("TokenUNet", {"backbone": {"bins": 100}}, "multiple of 16"),
+        ("UNet2d", {"backbone": {"bins": 80}}, "multiple of 32"),
+        ("RegressorMean", {"of": []}, "does not take"),
+        ("RegressorMean", {"of": [], "shares": []}, "0 networks"),
+        ("RegressorMean", {"of": [PRIOR], "shares": [1]}, "not all"),
+        ("RegressorMean", {"of": [PLAIN], "shares": [0.9]}, "add up to 1"),
+        ("RegressorMean", {"of": [PLAIN], "shares": [0.5, 0.5]}, "1 networks and 2"),
+        ("RegressorMean", {"of": [PLAIN, COARSE], "shares": [0.5, 0.5]}, "STFT windows"),
+        ("RegressorMean", {"of": [PLAIN, WIDER], "shares": [0.5, 0.5]}, "kinds of mixes"),
     ],
 )
 def test_build_refuses(name, args, message):
@@ -135,7 +160,7 @@ def test_gradients_of_the_convolutions_are_those_of_torch():
     conv = torch.nn.Conv2d(6, 6, 3, padding=1)
     g = torch.Generator().manual_seed(0)
     x = torch.randn(2, 5, 8, 6, generator=g).requires_grad_(True)
-    ours = token_unet._conv(conv, x)
+    ours = token_unet.convolved(conv, x)
     theirs = conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
     assert torch.allclose(ours, theirs, atol=1e-6)
     back = torch.randn(ours.shape, generator=g)
@@ -145,3 +170,21 @@ def test_gradients_of_the_convolutions_are_those_of_torch():
         strict=True,
     ):  # fmt: skip
         assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_convolutions_hear_a_sound_the_same_way_at_any_frequency():
+    """What the 2-D U-Net says of a pattern moves with it, by the reduction of frequency."""
+    torch.manual_seed(0)
+    backbone = UNet2d(channels=(8, 8, 8), embedding=16)
+    for name, p in backbone.named_parameters():
+        if name != "position":
+            torch.nn.init.normal_(p, std=0.1)
+    low = torch.zeros(1, 12, 12, 1024)  # it sees some 340 bins around: not the ends
+    low[..., 448:456] = torch.randn(1, 12, 12, 8)
+    high = low.roll(32, dims=-1)  # patches of 4, reduced by 4 and by 2
+    level = torch.zeros(1, 4)
+    silent = backbone(torch.zeros_like(low), level)
+    one, other = backbone(low, level) - silent, backbone(high, level) - silent
+    inside = slice(440, 464)
+    assert one[..., inside].abs().max() > 0.1
+    assert torch.allclose(one[..., inside], other.roll(-32, dims=-1)[..., inside], atol=1e-4)

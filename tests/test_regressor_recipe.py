@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 from mgdm_audio import hub
-from mgdm_audio.nn import SpectralRegressor, build
+from mgdm_audio.nn import RegressorMean, SpectralRegressor, build
 from recipes.prior.data import StemCorpus
 from recipes.regressor.export import export
 from recipes.regressor.loss import bands, losses
+from recipes.regressor.mean import main as mean_command
 from recipes.regressor.train import Settings, Training, arguments_of, learning_rate
 from recipes.regressor.validation import validate
 
@@ -229,3 +231,54 @@ def test_without_other_sounds_there_are_none(corpus):
     snr = run.advance(torch.float32)
     assert snr.shape == (2, 5)
     assert snr[:, 4].isnan().all()
+
+
+UNET = {
+    "class": "UNet2dRegressor",
+    "args": {
+        "backbone": {"bins": 128, "channels": [8, 8, 8], "embedding": 16}, "stft": {"n_fft": 256},
+    },
+}  # fmt: skip
+
+
+def test_several_networks_make_one_model_and_come_apart_again(corpus, tmp_path):
+    for name, network in (("one", NETWORK), ("two", UNET)):
+        run = Training(SETTINGS, network, corpus)
+        run.prepare()
+        run.advance(torch.float32)
+        run.save(tmp_path / "checkpoint.pt")
+        export(tmp_path / "checkpoint.pt", corpus, tmp_path / name, name, confidence=0.5)
+    one, two = (hub.load_regressor(tmp_path / name) for name in ("one", "two"))
+
+    def call(*args):
+        return CliRunner().invoke(mean_command, [*map(str, args)])
+
+    of = ("--of", tmp_path / "one", 0.25, "--of", tmp_path / "two", 0.75)
+    assert call(tmp_path / "both", *of).exit_code == 0
+    both = hub.load_regressor(tmp_path / "both")
+    assert isinstance(both.regress, RegressorMean)
+    clean, known = run.batch()
+    mix = clean.sum(1, keepdim=True)
+    answer = both.regress(mix, clean, known)
+    expected = 0.25 * one.regress(mix, clean, known) + 0.75 * two.regress(mix, clean, known)
+    assert torch.allclose(answer, expected, atol=1e-6)
+    assert torch.allclose(answer.sum(1), mix[:, 0], atol=1e-5)
+    assert torch.equal(answer[known], clean[known])
+    crop = corpus.stems(0)[:, :8192] / np.float32(32768)
+    assert np.isfinite(validate(both.regress, crop[None], torch.float32)["none"]).all()
+
+    assert call(tmp_path / "parts", "--parts-of", tmp_path / "both").exit_code == 0
+    for n, whole in enumerate((one, two)):
+        again = hub.load_regressor(tmp_path / "parts" / f"both-{n}")
+        assert again.sha256 == whole.sha256
+        assert again.info.config["training"]["sha256"] == whole.sha256
+
+    for arguments, message in (
+        ((tmp_path / "x",), "either --of"),
+        ((tmp_path / "x", "--parts-of", tmp_path / "one"), "one network already"),
+        ((tmp_path / "x", "--of", tmp_path / "one", 0.5, "--of", tmp_path / "two", 0.4), "add up"),
+        ((tmp_path / "x", "--of", tmp_path / "both", 1), "apart first"),
+    ):
+        result = call(*arguments)
+        assert result.exit_code != 0
+        assert message in result.output

@@ -8,9 +8,11 @@ from typing import Any
 from torch import nn
 
 from mgdm_audio.nn.regressor import SpectralRegressor
+from mgdm_audio.nn.regressor_mean import RegressorMean
 from mgdm_audio.nn.spectral import SpectralDenoiser
 from mgdm_audio.nn.token_unet import TokenUNet
 from mgdm_audio.nn.unet1d import UNet1d
+from mgdm_audio.nn.unet2d import UNet2d
 from mgdm_audio.nn.waveform import (
     StackedWaveformDenoiser,
     WaveformDenoiser,
@@ -21,6 +23,8 @@ from mgdm_audio.nn.waveform import (
 _NETWORKS: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {
     "TokenUNet": (TokenUNet, SpectralDenoiser),
     "TokenUNetRegressor": (TokenUNet, SpectralRegressor),
+    "UNet2d": (UNet2d, SpectralDenoiser),
+    "UNet2dRegressor": (UNet2d, SpectralRegressor),
 }
 """Backbone, and what is built around it, of each network class that works on STFT bins."""
 
@@ -28,11 +32,13 @@ _WAVEFORM: dict[str, Callable[..., nn.Module]] = {"UNet1d": unet1d, "UNet1dStack
 """What builds each network class that works on waveforms."""
 
 __all__ = [
+    "RegressorMean",
     "SpectralDenoiser",
     "SpectralRegressor",
     "StackedWaveformDenoiser",
     "TokenUNet",
     "UNet1d",
+    "UNet2d",
     "WaveformDenoiser",
     "build",
 ]
@@ -48,18 +54,24 @@ def build(class_name: str, args: dict[str, Any]) -> nn.Module:
             :class:`~mgdm_audio.nn.regressor.SpectralRegressor`. For ``UNet1d`` and
             ``UNet1dStack``: ``{"backbone": {...}, "edm": {...}}``, of
             :class:`~mgdm_audio.nn.unet1d.UNet1d` and
-            :class:`~mgdm_audio.nn.waveform.WaveformDenoiser`, and for a stack ``"stems"``.
+            :class:`~mgdm_audio.nn.waveform.WaveformDenoiser`, and for a stack ``"stems"``. For
+            ``RegressorMean``: ``{"of": [{"class": ..., "args": ...}, ...], "shares": [...]}``.
 
     Raises:
         ValueError: for an unknown class or arguments that it does not take.
     """
+    if class_name == "RegressorMean":
+        try:
+            return _mean(**args)
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"{class_name} does not take these arguments: {error}") from error
     if class_name in _WAVEFORM:
         try:
             return _WAVEFORM[class_name](**{"backbone": {}, "edm": {}, **args})
         except TypeError as error:
             raise ValueError(f"{class_name} does not take these arguments: {error}") from error
     if class_name not in _NETWORKS:
-        known = ", ".join(sorted([*_NETWORKS, *_WAVEFORM]))
+        known = ", ".join(sorted([*_NETWORKS, *_WAVEFORM, "RegressorMean"]))
         raise ValueError(f"unknown network class '{class_name}'; known: {known}")
     unknown = set(args) - {"backbone", "stft"}
     if unknown:
@@ -69,3 +81,11 @@ def build(class_name: str, args: dict[str, Any]) -> nn.Module:
         return network(backbone(**args.get("backbone", {})), **args.get("stft", {}))
     except TypeError as error:
         raise ValueError(f"{class_name} does not take these arguments: {error}") from error
+
+
+def _mean(of: list[dict[str, Any]], shares: list[float]) -> RegressorMean:
+    networks = [build(part["class"], part["args"]) for part in of]
+    regressors = [net for net in networks if isinstance(net, SpectralRegressor)]
+    if len(regressors) < len(networks):
+        raise ValueError("a mean is of regressors, and not all of these networks are")
+    return RegressorMean(regressors, shares)

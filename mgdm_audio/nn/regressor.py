@@ -27,7 +27,7 @@ the Wiener filter's. It is set once, on validation songs.
 
 The backbone sees R in the place of every unknown stem and the given stems in their own, and is
 told which is which in the place of the noise levels. Shapes and names of the weights are those of
-the denoiser: a prior's weights are a start for a regressor's.
+a denoiser with the same backbone: its weights are a start for a regressor's.
 
 References:
     Improving Source Separation by Explicitly Modeling Dependencies Between Sources

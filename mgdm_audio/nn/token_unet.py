@@ -99,9 +99,9 @@ class TFCTDF(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = self.norm(x, embedding)
-        h = F.gelu(_conv(self.conv_in, h))
+        h = F.gelu(convolved(self.conv_in, h))
         h = h + self.up(F.gelu(self.down(h)))
-        return x + _conv(self.conv_out, h)
+        return x + convolved(self.conv_out, h)
 
 
 class ConvNeXt(nn.Module):
@@ -228,8 +228,8 @@ class _Convolution(torch.autograd.Function):
         return of_x, *gradient(*plain, weight, *sizes, [False, True, True])[1:]
 
 
-def _conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """A convolution over the two middle axes of (B, frames, bands, channels)."""
+def convolved(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A 3x3 convolution over the two middle axes of (B, frames, bands, channels)."""
     x = x.permute(0, 3, 1, 2)
     trained = torch.is_grad_enabled() and conv.weight.requires_grad
     if trained and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):

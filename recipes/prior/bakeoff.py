@@ -28,9 +28,9 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from mgdm_audio import STEMS
-from mgdm_audio.nn import SpectralDenoiser, SpectralRegressor, TokenUNet
+from mgdm_audio.nn import SpectralDenoiser, SpectralRegressor, TokenUNet, UNet2d
 from mgdm_audio.nn.spectral import SpectralNetwork
-from recipes.prior.candidates import BandSplit, FrameTokens, UNet2d
+from recipes.prior.candidates import BandSplit, FrameTokens
 from recipes.prior.data import Augmentation, StemCorpus, validation_crops
 from recipes.prior.train import (
     VALIDATION_SAMPLES,

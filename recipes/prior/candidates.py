@@ -1,13 +1,9 @@
-r"""Backbones that the default prior's was compared with; `bakeoff.py` trains them.
+r"""Backbones that the shipped ones were compared with; `bakeoff.py` trains them.
 
 All map features (B, 3K, frames, bins) and log noise levels (B, K) to (B, 3K, frames, bins), as
 :class:`mgdm_audio.nn.spectral.SpectralNetwork` wants them, and all give zeros before training.
 
 References:
-    Investigating U-Nets with various Intermediate Blocks for Spectrogram-based Singing Voice
-    Separation (Choi et al., 2020)
-    https://arxiv.org/abs/1912.02591
-
     Vocos: Closing the gap between time-domain and Fourier-based neural vocoders (Siuzdak, 2023)
     https://arxiv.org/abs/2306.00814
 
@@ -21,112 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgdm_audio.nn.token_unet import TFCTDF, ConvNeXt, ModulatedNorm, NoiseEmbedding
-
-
-def patches(features: Tensor, size: int) -> Tensor:
-    """(B, C, frames, bins) to (B, frames, bins / size, C * size)."""
-    return features.unflatten(-1, (-1, size)).permute(0, 2, 3, 1, 4).flatten(-2)
-
-
-def unpatched(x: Tensor, size: int) -> Tensor:
-    """The way back."""
-    return x.unflatten(-1, (-1, size)).permute(0, 3, 1, 2, 4).flatten(-2)
-
-
-def through(blocks: nn.Module, x: Tensor, embedding: Tensor) -> Tensor:
-    """What a list of blocks makes of x."""
-    assert isinstance(blocks, nn.ModuleList)
-    for block in blocks:
-        x = block(x, embedding)
-    return x
-
-
-class ConvBlock(nn.Module):
-    """Two 3x3 convolutions on (B, frames, bands, channels), residual: TFC-TDF without the TDF."""
-
-    def __init__(self, channels: int, embedding: int) -> None:
-        super().__init__()
-        self.norm = ModulatedNorm(channels, embedding)
-        self.conv_in = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv_out = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.conv_out.weight)
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.norm(x, embedding).permute(0, 3, 1, 2)
-        return x + self.conv_out(F.gelu(self.conv_in(h))).permute(0, 2, 3, 1)
-
-
-class UNet2d(nn.Module):
-    """A U-Net over time and frequency: frequency by four, then both by two, at each step down.
-
-    Arguments:
-        stems, bins, patch: as for :class:`~mgdm_audio.nn.token_unet.TokenUNet`.
-        channels: at each resolution.
-        blocks: on either side at each resolution.
-        tdf: whether a block has a linear layer along frequency.
-    """
-
-    def __init__(
-        self,
-        stems: int = 4,
-        bins: int = 1024,
-        patch: int = 4,
-        channels: tuple[int, ...] = (48, 96, 160),
-        blocks: int = 1,
-        embedding: int = 256,
-        tdf: bool = False,
-    ) -> None:
-        super().__init__()
-        self.patch = patch
-        self.embedding = NoiseEmbedding(stems, embedding)
-        self.enter = nn.Linear(3 * stems * patch, channels[0])
-        self.position = nn.Parameter(torch.zeros(bins // patch, channels[0]))
-        self.strides = [(1, 4), *[(2, 2)] * (len(channels) - 2)]
-        bands = [bins // patch]
-        for _, across in self.strides:
-            bands.append(bands[-1] // across)
-
-        def stack(level: int, count: int) -> nn.ModuleList:
-            width = channels[level]
-            if tdf:
-                made = (TFCTDF(width, bands[level], 4, embedding) for _ in range(count))
-                return nn.ModuleList(made)
-            return nn.ModuleList(ConvBlock(width, embedding) for _ in range(count))
-
-        last = len(channels) - 1
-        self.inward = nn.ModuleList(stack(i, blocks) for i in range(last))
-        self.down = nn.ModuleList(
-            nn.Conv2d(a, b, s, stride=s)
-            for a, b, s in zip(channels, channels[1:], self.strides, strict=False)
-        )
-        self.middle = stack(last, 4 * blocks)
-        self.up = nn.ModuleList(
-            nn.ConvTranspose2d(b, a, s, stride=s)
-            for a, b, s in zip(channels, channels[1:], self.strides, strict=False)
-        )
-        self.outward = nn.ModuleList(stack(i, blocks) for i in range(last))
-        self.norm = ModulatedNorm(channels[0], embedding)
-        self.leave = nn.Linear(channels[0], 3 * stems * patch)
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)
-
-    def forward(self, features: Tensor, log_sigma: Tensor) -> Tensor:
-        frames, steps = features.shape[2], 2 ** (len(self.strides) - 1)
-        e = self.embedding(log_sigma)
-        x = self.enter(patches(F.pad(features, (0, 0, 0, -frames % steps)), self.patch))
-        x = x + self.position.to(x.dtype)
-        kept = []
-        for stack, down in zip(self.inward, self.down, strict=True):
-            x = through(stack, x, e)
-            kept.append(x)
-            x = down(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        x = through(self.middle, x, e)
-        for stack, up, skip in zip(
-            reversed(self.outward), reversed(self.up), reversed(kept), strict=True
-        ):
-            x = through(stack, skip + up(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1), e)
-        return unpatched(self.leave(self.norm(x, e)), self.patch)[:, :, :frames]
+from mgdm_audio.nn.token_unet import ConvNeXt, ModulatedNorm, NoiseEmbedding
 
 
 class FrameTokens(nn.Module):

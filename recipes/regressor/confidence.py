@@ -17,7 +17,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from mgdm_audio import STEMS, hub
-from mgdm_audio.nn import SpectralRegressor
+from mgdm_audio.nn import RegressorMean, SpectralRegressor
 from recipes.prior.data import validation_crops
 from recipes.regressor.train import STEM_DB
 from recipes.regressor.validation import validate
@@ -40,17 +40,19 @@ def main(
     precision: str,
 ) -> None:
     net = hub.load_regressor(model).regress
-    assert isinstance(net, SpectralRegressor)
+    assert isinstance(net, (SpectralRegressor, RegressorMean))
+    parts = [part for part in net.modules() if isinstance(part, SpectralRegressor)]
     crops = validation_crops(corpus / "valid", 131_072)
-    parts = None
+    held_out = None
     if others is not None:
-        parts = validation_crops(others / "valid", 131_072) * np.float32(10 ** (STEM_DB / 20))
+        held_out = validation_crops(others / "valid", 131_072) * np.float32(10 ** (STEM_DB / 20))
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     click.echo(f"| confidence | {' | '.join(STEMS)} | mean | two given | another part, four | it |")
     click.echo("| ---: |" + " ---: |" * 8)
     for confidence in grid:
-        net.confidence = confidence
-        found = validate(net, crops, dtype, parts, speeds)
+        for part in parts:
+            part.confidence = confidence
+        found = validate(net, crops, dtype, held_out, speeds)
         beside = found.get("beside", [float("nan")] * 5)
         means = [float(np.mean(v)) for v in (found["none"], found["two"], beside[:4], beside[4])]
         row = [*found["none"], *means]

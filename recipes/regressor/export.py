@@ -26,14 +26,14 @@ CARD = """# {name}
 {summary}, 22050 Hz mono: a regressor, not a prior. It takes the mix, and any of the stems that are
 known, and estimates the others in one call (an orderless NADE; `--method regressor`, `--method
 gibbs`, or the first half of `--warm-start regressor`). STFT of 2048 samples inside, Wiener scalings
-per stem and bin, the default prior's backbone of {parameters:.1f} M parameters
-(`mgdm_audio/nn/regressor.py`). Its estimates add up to the mix. Weights in float16.
+per stem and bin (`mgdm_audio/nn/regressor.py`), the backbone {backbone} of {parameters:.1f} M
+parameters. Its estimates add up to the mix. Weights in float16.
 
 - **Licence of the weights:** {licence} (some of the sounds of the corpus are share-alike).
 - **Training data:** {songs} songs, {hours} hours, rendered by `recipes/corpus`, remixed and
   varied as for the prior; all sources and patches are in `recipes/corpus/sources.tsv`.
 - **Training:** {today}, `recipes/regressor/train.py`, {steps} steps, {hours_seen} hours of audio
-  seen, {minutes:.0f} minutes of one core. It started from the weights of {initial}.{mean}
+  seen, {minutes:.0f} minutes of one core. It started from {initial}.{mean}
 - **Loss:** negative SNR of the waveform and, a quarter of the weight, of mel bands.
 - **Level:** mixtures have an RMS of {level}; the separator brings its input there.
 
@@ -172,6 +172,7 @@ def export(
     card = CARD.format(
         name=info.name,
         summary=info.summary,
+        backbone=run.network["class"].removesuffix("Regressor"),
         parameters=info.parameters / 1e6,
         licence=info.licence,
         songs=len(corpus.songs),
@@ -180,7 +181,9 @@ def export(
         steps=run.step,
         hours_seen=round(run.seconds / 3600, 1),
         minutes=run.minutes,
-        initial=run.initial.replace(" ", ", SHA-256 ") or "no model",
+        initial=f"the weights of {run.initial.replace(' ', ', SHA-256 ')}"
+        if run.initial
+        else "nothing",
         level=info.level,
         mean=told,
         table="".join(rows),

@@ -8,10 +8,10 @@ With `--others`, parts of instruments that no stem is (recipes/corpus/others.py)
 steps has mixes with such a part, or with the bare possibility of one; the network is told which
 kind it sees, and what its estimates leave of the mix is one stem more in the loss.
 
-The network is the prior's and starts from the weights of a prior, where the unknown stems are pure
-noise, or of another regressor (`--initial`), or from none. The learning rate follows the processor
-time spent, so that a run costs what it was said to; no two runs are equal to the last bit. It can
-be stopped at any time and continues from its last checkpoint by the same command.
+The network starts from nothing, or from the weights of another regressor or of a prior, to which
+the unknown stems are pure noise (`--initial`). The learning rate follows the processor time spent,
+so that a run costs what it was said to; no two runs are equal to the last bit. It can be stopped at
+any time and continues from its last checkpoint by the same command.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ from recipes.prior.data import Augmentation, StemCorpus, validation_crops
 from recipes.regressor.loss import bands, losses
 from recipes.regressor.validation import validate
 
-CLASS = "TokenUNetRegressor"
 BESIDE = 60.0  # label of the unknown stems where the mix may hold another part
 # Gain of such a part: at -5.5 dB it is as loud as a stem, and so it is in validation; voices are
 # louder, and easier to learn.
@@ -263,6 +262,11 @@ def arguments_of(model: hub.Prior | hub.Regressor) -> dict[str, Any]:
     return args
 
 
+def backbone_of(model: hub.Prior | hub.Regressor) -> str:
+    """The class of its network without what is around it."""
+    return str(model.info.config["network"]["class"]).removesuffix("Regressor")
+
+
 _COUNTERS = ("step", "minutes", "seconds", "songs", "initial")
 
 
@@ -271,7 +275,7 @@ _COUNTERS = ("step", "minutes", "seconds", "songs", "initial")
 @click.option("--valid", type=click.Path(path_type=Path), help="Folder of validation songs.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Run folder.")
 @click.option("--others", type=click.Path(path_type=Path), help="Folder of the train, valid parts.")
-@click.option("--initial", default="default", show_default=True, help="A model, or 'none'.")
+@click.option("--initial", default="none", show_default=True, help="A model, or 'none'.")
 @click.option(
     "--minutes",
     default=Settings.minutes,
@@ -288,6 +292,13 @@ _COUNTERS = ("step", "minutes", "seconds", "songs", "initial")
 )
 @click.option("--lr", default=Settings.lr, show_default=True)
 @click.option("--seed", default=Settings.seed, show_default=True)
+@click.option(
+    "--backbone",
+    type=click.Choice(["UNet2d", "TokenUNet"]),
+    default="UNet2d",
+    show_default=True,
+    help="Network, without --initial.",
+)
 @click.option("--network", default="{}", help="Backbone arguments as JSON, without --initial.")
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
 @click.option("--save-minutes", default=4.0, show_default=True)
@@ -304,6 +315,7 @@ def main(
     beside: float,
     lr: float,
     seed: int,
+    backbone: str,
     network: str,
     precision: str,
     save_minutes: float,
@@ -328,11 +340,11 @@ def main(
         model = None if initial == "none" else load_model(initial)
         args = {"backbone": json.loads(network), "stft": {"n_fft": 2048}}
         if model is not None:
-            args = arguments_of(model)
+            args, backbone = arguments_of(model), backbone_of(model)
         if parts is not None:
             args["stft"] = {**args["stft"], "beside": BESIDE}
             args["backbone"] = {**args["backbone"], "parts": len(STEMS) + 1}
-        run = Training(settings, {"class": CLASS, "args": args}, data, parts)
+        run = Training(settings, {"class": f"{backbone}Regressor", "args": args}, data, parts)
         if model is None:
             run.prepare()
         else:

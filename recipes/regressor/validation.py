@@ -8,14 +8,14 @@ import numpy as np
 import torch
 
 from mgdm_audio.metrics import si_sdr_improvement
-from mgdm_audio.nn import SpectralRegressor
+from mgdm_audio.nn import RegressorMean, SpectralRegressor
 from mgdm_audio.other import LEVEL, Spectrum
 from mgdm_audio.varispeed import Varispeed
 
 
 @torch.no_grad()
 def validate(
-    net: SpectralRegressor,
+    net: SpectralRegressor | RegressorMean,
     crops: np.ndarray,
     precision: torch.dtype,
     others: np.ndarray | None = None,
@@ -65,7 +65,7 @@ def validate(
 
 
 def _estimate(
-    net: SpectralRegressor,
+    net: SpectralRegressor | RegressorMean,
     crop: np.ndarray,
     known: np.ndarray,
     precision: torch.dtype,
