@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from mgdm_audio.nn import SpectralDenoiser, UNet2d
 from recipes.prior import bakeoff
-from recipes.prior.bakeoff import CANDIDATES, NoGain, denoising_errors, rate, table
+from recipes.prior.bakeoff import CANDIDATES, NoGain, PowerOnly, denoising_errors, rate, table
 from recipes.prior.candidates import BandSplit, FrameTokens
 from recipes.prior.train import edm_loss
 
@@ -64,6 +64,15 @@ def test_without_the_gain_the_residual_alone_is_left():
     result = net(torch.randn(1, 12, 2, 8), torch.zeros(1, 4))
     assert not result[:, :4].any()
     assert (result[:, 4:] == 1).all()
+
+
+def test_what_sees_no_phase_answers_by_the_power_alone():
+    net = PowerOnly(torch.nn.Identity())
+    net.backbone.forward = lambda features, log_sigma: features
+    features = torch.randn(1, 12, 2, 8)
+    result = net(features, torch.zeros(1, 4))
+    assert torch.equal(result[:, :4], features[:, :4])
+    assert not result[:, 4:].any()
 
 
 def test_the_common_error_is_the_loss_of_the_shipped_input():

@@ -62,6 +62,19 @@ class NoGain(nn.Module):
         return torch.cat([torch.zeros_like(gain), real, imag], dim=1)
 
 
+class PowerOnly(nn.Module):
+    """A backbone that sees the power of each bin and not its phase."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, features: Tensor, log_sigma: Tensor) -> Tensor:
+        power, real, imag = features.chunk(3, dim=1)
+        seen = torch.cat([power, torch.zeros_like(real), torch.zeros_like(imag)], dim=1)
+        return self.backbone(seen, log_sigma)
+
+
 @dataclass(frozen=True)
 class Candidate:
     """One row of the table.
@@ -88,10 +101,20 @@ def shipped(bins: int) -> nn.Module:
     return TokenUNet(bins=bins, channels=(48, 96))
 
 
-SHIPPED = Candidate("the shipped one: TFC-TDF U-Net over frame tokens", shipped)
+def unet(bins: int) -> nn.Module:
+    """A 2-D U-Net with three resolutions."""
+    return UNet2d(bins=bins, channels=(56, 112, 192))
+
+
+SHIPPED = Candidate("the prior's: TFC-TDF U-Net over frame tokens", shipped)
 CANDIDATES: dict[str, Candidate] = {
     "token-unet": SHIPPED,
-    "unet": Candidate("2-D U-Net", lambda bins: UNet2d(bins=bins, channels=(56, 112, 192))),
+    "unet": Candidate("2-D U-Net", unet),
+    "unet-deep": Candidate(
+        "2-D U-Net with a fourth resolution",
+        lambda bins: UNet2d(bins=bins, channels=(48, 96, 160, 224)),
+    ),
+    "unet-power": Candidate("2-D U-Net that sees no phase", lambda bins: PowerOnly(unet(bins))),
     "unet-tdf": Candidate(
         "2-D U-Net of TFC-TDF blocks",
         lambda bins: UNet2d(bins=bins, channels=(56, 112, 192), tdf=True),
