@@ -65,11 +65,15 @@ def test_every_repository_is_pinned():
     assert all(file.startswith(name.split("/")[1] + "/") for name, file in used.items())
 
 
-def test_two_thirds_of_the_guitars_are_not_from_soundfonts():
-    palette, rng = Palette("train"), np.random.default_rng(0)
-    kinds = [palette.draw("guitar", rng).kind for _ in range(1500)]
-    # Binomial with p = 2/3: spread 0.012 over 1500 draws.
-    assert np.mean([kind != "sf2" for kind in kinds]) == pytest.approx(2 / 3, abs=0.05)
+@pytest.mark.parametrize("stem", STEMS)
+def test_a_third_of_the_recorded_sounds_are_of_soundfonts_and_three_in_ten_computed(stem):
+    # Binomial: spread 0.012 over 1500 draws.
+    for split, computed in (("train", 0.3), ("valid", 0.0)):
+        palette, rng = Palette(split), np.random.default_rng(0)
+        kinds = [palette.draw(stem, rng).kind for _ in range(1500)]
+        assert np.mean([kind == "model" for kind in kinds]) == pytest.approx(computed, abs=0.05)
+        fonts = np.mean([kind == "sf2" for kind in kinds])
+        assert fonts == pytest.approx((1 - computed) / 3, abs=0.05)
 
 
 def test_splits_share_no_grooves():

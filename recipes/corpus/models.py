@@ -1,17 +1,23 @@
-"""Instruments that are computed: plucked strings and electric pianos, another one for every draw.
+"""Instruments that are computed, another one for every draw: they sound like no sample set.
 
-Strings are a delay line with a low-pass in its loop (K. Karplus and A. Strong, 1983; extensions by
-D. Jaffe and J. Smith, 1983); electric pianos are frequency modulation (J. Chowning, 1973).
+Plucked strings are a delay line with a low-pass in its loop (K. Karplus and A. Strong, 1983;
+extensions by D. Jaffe and J. Smith, 1983); electric pianos are frequency modulation (J. Chowning,
+1973); `struck.py` has pianos and synthesiser basses, `drum_synth.py` kits.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import signal
 
+from recipes.corpus import struck
+from recipes.corpus.drum_synth import ComputedKit
+from recipes.corpus.struck import Partials, draw_piano, draw_synth_bass
 from recipes.corpus.synth import RENDER_RATE
 
 Audio = NDArray[np.float32]
@@ -56,6 +62,26 @@ def draw_guitar(rng: np.random.Generator, acoustic: bool) -> Guitar:
         loss=float(rng.uniform(0.01, 0.16)),
         twin=float(rng.uniform(0.2, 2.5)),
         release=float(rng.uniform(0.05, 0.3)),
+        body=body,
+    )
+
+
+def draw_bass(rng: np.random.Generator, upright: bool) -> Guitar:
+    """Draw a bass guitar or a double bass."""
+    modes = int(rng.integers(3, 7)) if upright else 0
+    places = np.geomspace(60, 500, modes) * np.exp(rng.normal(0, 0.15, modes))
+    body = tuple(
+        (float(f), float(rng.uniform(0.05, 0.25)), float(rng.uniform(0.1, 0.7))) for f in places
+    )
+    return Guitar(
+        pick=float(rng.uniform(0.06, 0.45)),
+        pickup=0.0 if upright else float(rng.uniform(0.05, 0.3)),
+        soft=float(rng.uniform(120, 700)),
+        hard=float(rng.uniform(500, 5000)),
+        decay=float(rng.uniform(0.8, 2.5) if upright else rng.uniform(1.5, 6.0)),
+        loss=float(rng.uniform(0.02, 0.3)),
+        twin=float(rng.uniform(0.1, 2.0)),
+        release=float(rng.uniform(0.04, 0.2)),
         body=body,
     )
 
@@ -171,6 +197,41 @@ def strike(tines: Tines, pitch: float) -> Audio:
     return out.astype(np.float32)
 
 
+@dataclass(frozen=True)
+class Instrument:
+    """What plays: a note by pitch at every step of velocity, (STEPS, T), and what the body adds."""
+
+    note: Callable[[float], Audio]
+    release: float  # seconds to -60 dB after the end of a note
+    body: Callable[[Audio], Audio] = lambda sound: sound
+
+
+def _plucked(guitar: Guitar, rng: np.random.Generator) -> Instrument:
+    return Instrument(partial(pluck, guitar, rng=rng), guitar.release, partial(resonate, guitar))
+
+
+def _struck(partials: Partials, rng: np.random.Generator) -> Instrument:
+    note = partial(struck.strike, partials, steps=STEPS, seconds=LONGEST, rng=rng)
+    return Instrument(note, partials.release)
+
+
+def _tines(rng: np.random.Generator) -> Instrument:
+    tines = draw_tines(rng)
+    return Instrument(partial(strike, tines), tines.release)
+
+
+INSTRUMENTS: dict[str, Callable[[np.random.Generator], Instrument]] = {
+    "acoustic guitar": lambda rng: _plucked(draw_guitar(rng, acoustic=True), rng),
+    "electric guitar": lambda rng: _plucked(draw_guitar(rng, acoustic=False), rng),
+    "bass guitar": lambda rng: _plucked(draw_bass(rng, upright=False), rng),
+    "double bass": lambda rng: _plucked(draw_bass(rng, upright=True), rng),
+    "synth bass": lambda rng: _struck(draw_synth_bass(rng), rng),
+    "piano": lambda rng: _struck(draw_piano(rng), rng),
+    "electric piano": _tines,
+}
+"""Instruments that play notes, by name; "drum kit" is the one that does not."""
+
+
 def render_model(
     name: str,
     notes: NDArray[np.float64],
@@ -181,7 +242,7 @@ def render_model(
     """Play notes on a newly drawn instrument.
 
     Args:
-        name: "acoustic guitar", "electric guitar" or "electric piano".
+        name: one of `INSTRUMENTS`, or "drum kit".
         notes: (n, 4): start and end in seconds, pitch, velocity.
         samples: Length at 44.1 kHz.
         cents: Detuning.
@@ -193,20 +254,18 @@ def render_model(
     Raises:
         ValueError: No model has this name.
     """
-    if name not in ("acoustic guitar", "electric guitar", "electric piano"):
-        raise ValueError(f"no model {name!r}: use acoustic guitar, electric guitar, electric piano")
-    tines = draw_tines(rng)
-    guitar = draw_guitar(rng, acoustic=name == "acoustic guitar")
-    strings = name != "electric piano"
-    release = guitar.release if strings else tines.release
-    tail = int(1.5 * release * RENDER_RATE)
-    fade = (10 ** (-3 * np.arange(tail) / RENDER_RATE / release)).astype(np.float32)
+    if name == "drum kit":
+        return ComputedKit(rng).render(notes, samples, rng)
+    if name not in INSTRUMENTS:
+        raise ValueError(f"no model {name!r}: use drum kit, {', '.join(INSTRUMENTS)}")
+    instrument = INSTRUMENTS[name](rng)
+    tail = int(1.5 * instrument.release * RENDER_RATE)
+    fade = (10 ** (-3 * np.arange(tail) / RENDER_RATE / instrument.release)).astype(np.float32)
     played: dict[int, Audio] = {}
     out = np.zeros(samples, dtype=np.float32)
     for start, end, pitch, velocity in notes:
         if int(pitch) not in played:
-            exact = int(pitch) + cents / 100
-            played[int(pitch)] = pluck(guitar, exact, rng) if strings else strike(tines, exact)
+            played[int(pitch)] = instrument.note(int(pitch) + cents / 100)
         row = int(np.argmin(np.abs(_velocities() - velocity)))
         held = int((end - start) * RENDER_RATE)
         sound = played[int(pitch)][row, : held + tail] * np.float32((velocity / 127) ** 1.5)
@@ -216,4 +275,4 @@ def render_model(
         last = min(first + len(sound), samples)
         if first < last:
             out[first:last] += sound[: last - first]
-    return resonate(guitar, out) if strings else out
+    return instrument.body(out)

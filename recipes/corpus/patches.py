@@ -18,7 +18,7 @@ OTHERS = Path(__file__).parent / "others.tsv"  # instruments that no stem is
 SPLITS = ("train", "valid", "test")
 RARE = {"deb:opl3-soundfont": 0.3}  # chip sounds: seasoning
 BANKS = ("sf2", "gus")  # kinds whose patches are different sounds
-SAMPLED = 2 / 3  # share of the patches that are not from soundfonts where a stem has others
+SHARES = {"sf2": 0.7 / 3, "samples": 1.4 / 3, "model": 0.3}  # of the patches, where a stem has all
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Palette:
             )
 
     def draw(self, stem: str, rng: np.random.Generator) -> Patch:
-        """Draw a patch: first between soundfonts and other sources, then a source, then a patch.
+        """Draw a patch: soundfont, samples or computed first, then a source, then a patch.
 
         Sources are weighted by a power of how many patches they have: the patches of a General MIDI
         bank differ, those of a sample set are mappings of the same recordings.
@@ -136,9 +136,9 @@ class Palette:
                 for k, v in groups.items()
             ]
         )
-        sampled = np.array([v[0].kind != "sf2" for v in groups.values()])
-        if sampled.any() and not sampled.all():
-            share = np.where(sampled, SAMPLED, 1 - SAMPLED)
-            weights *= share / np.where(sampled, weights[sampled].sum(), weights[~sampled].sum())
+        kinds = np.array([v[0].kind for v in groups.values()])
+        kinds = np.where(np.isin(kinds, list(SHARES)), kinds, "samples")
+        for kind in np.unique(kinds):
+            weights[kinds == kind] *= SHARES[str(kind)] / weights[kinds == kind].sum()
         package = list(groups)[int(rng.choice(len(groups), p=weights / weights.sum()))]
         return groups[package][int(rng.integers(len(groups[package])))]
