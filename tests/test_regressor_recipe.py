@@ -67,6 +67,16 @@ def test_goes_on_where_it_was(corpus, tmp_path, monkeypatch):
             assert torch.equal(value, b.state_dict()[key]), key
 
 
+def test_goes_on_with_fewer_songs(corpus, tmp_path):
+    run = Training(SETTINGS, NETWORK, corpus)
+    run.save(tmp_path / "checkpoint.pt")
+    lines = corpus.index.read_text().splitlines()
+    corpus.index.write_text(lines[0] + "\n")
+    rest = Training.resume(tmp_path / "checkpoint.pt", StemCorpus(corpus.folder))
+    assert rest.songs == 1
+    rest.batch()
+
+
 def test_learns(corpus):
     """Without measured scalings the bands of the stems have to be found."""
     run = Training(replace(SETTINGS, lr=0.05), NETWORK, corpus)

@@ -227,6 +227,7 @@ class Training:
         training.rng.bit_generator.state = json.loads(state["rng"])
         for key in _COUNTERS:
             setattr(training, key, state[key])
+        training.songs = min(training.songs, len(corpus.songs))  # it may be another corpus
         return training
 
 
