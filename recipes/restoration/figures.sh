@@ -24,7 +24,7 @@ export OMP_NUM_THREADS=1
     --clips 8 --seconds 3 --precision float32 --minutes "$minutes" \
     --tasks "clip mix,gap mix,clip drums,gap drums,bits mix,lowpass mix,bits drums,lowpass drums" \
     > "$out/repairs.md"
-"$python" -m recipes.restoration.restore --data "$corpus/test" --out "$work/restoration.jsonl" \
-    --clips 3 --seconds 1.5 --active --preset fast --precision bfloat16 --minutes "$minutes" \
+"$python" -m recipes.restoration.restore --data "$corpus/test" --out "$out/restoration.jsonl" \
+    --preset fast --precision bfloat16 --minutes "$minutes" \
     > "$out/restoration.md"
 cat "$out"/{features,samples,repairs,restoration}.md
