@@ -10,12 +10,12 @@ from click.testing import CliRunner
 from mgdm_audio.nn import SpectralDenoiser, UNet2d
 from recipes.prior import bakeoff
 from recipes.prior.bakeoff import CANDIDATES, NoGain, PowerOnly, denoising_errors, rate, table
-from recipes.prior.candidates import BandSplit, FrameTokens
+from recipes.prior.candidates import BandSplit, FrameTokens, TDFUNet2d
 from recipes.prior.train import edm_loss
 
 BACKBONES = {
     "unet": lambda bins: UNet2d(bins=bins, channels=(8, 12, 16)),
-    "unet-tdf": lambda bins: UNet2d(bins=bins, channels=(8, 12, 16), tdf=True),
+    "unet-tdf": lambda bins: TDFUNet2d(bins=bins, channels=(8, 12, 16)),
     "frames": lambda bins: FrameTokens(bins=bins, width=16, depth=2),
     "band-split": lambda bins: BandSplit(bins=bins, width=16, depth=2),
     "no-gain": lambda bins: NoGain(FrameTokens(bins=bins, width=16, depth=2)),

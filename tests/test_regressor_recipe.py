@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click import ClickException
 from click.testing import CliRunner
 
 from mgdm_audio import hub
@@ -18,7 +19,7 @@ from recipes.prior.data import StemCorpus
 from recipes.regressor.export import export
 from recipes.regressor.loss import bands, losses
 from recipes.regressor.mean import main as mean_command
-from recipes.regressor.train import Settings, Training, arguments_of, learning_rate
+from recipes.regressor.train import Settings, Training, arguments_of, learning_rate, load_model
 from recipes.regressor.validation import validate
 
 ARGS = {
@@ -276,6 +277,9 @@ def test_several_networks_make_one_model_and_come_apart_again(corpus, tmp_path):
     assert torch.equal(answer[known], clean[known])
     crop = corpus.stems(0)[:, :8192] / np.float32(32768)
     assert np.isfinite(validate(both.regress, crop[None], torch.float32)["none"]).all()
+
+    with pytest.raises(ClickException, match="take it apart"):
+        load_model(str(tmp_path / "both"))
 
     assert call(tmp_path / "parts", "--parts-of", tmp_path / "both").exit_code == 0
     for n, whole in enumerate((one, two)):

@@ -33,7 +33,7 @@ class RegressorMean(nn.Module):
         if len(networks) != len(shares) or not networks:
             raise ValueError(f"got {len(networks)} networks and {len(shares)} shares")
         if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
-            raise ValueError(f"shares must be positive and add up to 1, got {list(shares)}")
+            raise ValueError(f"shares must add up to 1, none below 0, got {list(shares)}")
         for what, values in (
             ("numbers of stems", {net.stems for net in networks}),
             ("STFT windows", {net.frame.n_fft for net in networks}),

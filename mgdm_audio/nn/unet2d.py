@@ -1,9 +1,9 @@
 r"""A U-Net over time and frequency, of convolutions alone.
 
 Bins are grouped in patches of four; frequency is then reduced by four, and at each step after that
-time and frequency by two. Every layer is shared by all frequencies: what is learnt of a sound in
-one place holds in another, so that the network says more about sounds that it has not heard than
-one with layers that see a whole frame at once (recipes/prior, the comparison of networks).
+time and frequency by two. Every layer is shared by all frequencies, and only a bias says which is
+which: what is learnt of a sound in one place holds in another. As a regressor it learns fastest of
+the networks that recipes/prior compares.
 
 References:
     Singing Voice Separation with Deep U-Net Convolutional Networks (Jansson et al., 2017)
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgdm_audio.nn.token_unet import TFCTDF, ModulatedNorm, NoiseEmbedding, convolved
+from mgdm_audio.nn.token_unet import ModulatedNorm, NoiseEmbedding, convolved
 
 
 class ConvBlock(nn.Module):
@@ -48,7 +48,9 @@ class UNet2d(nn.Module):
         blocks: on either side at each resolution; four times as many at the last.
         embedding: the width of the noise embedding.
         parts: the number of signals that come out, by default the stems.
-        tdf: whether a block has a linear layer along frequency.
+
+    Raises:
+        ValueError: if the reductions do not divide the bins.
     """
 
     def __init__(
@@ -60,7 +62,6 @@ class UNet2d(nn.Module):
         blocks: int = 1,
         embedding: int = 256,
         parts: int | None = None,
-        tdf: bool = False,
     ) -> None:
         super().__init__()
         self.parts = stems if parts is None else parts
@@ -78,10 +79,7 @@ class UNet2d(nn.Module):
 
         def stack(level: int, count: int) -> nn.ModuleList:
             width = channels[level]
-            if tdf:
-                made = (TFCTDF(width, bands[level], 4, embedding) for _ in range(count))
-                return nn.ModuleList(made)
-            return nn.ModuleList(ConvBlock(width, embedding) for _ in range(count))
+            return nn.ModuleList(self.block(width, bands[level], embedding) for _ in range(count))
 
         last = len(channels) - 1
         self.inward = nn.ModuleList(stack(i, blocks) for i in range(last))
@@ -99,6 +97,10 @@ class UNet2d(nn.Module):
         self.outputs = nn.Linear(channels[0], 3 * self.parts * patch)
         nn.init.zeros_(self.outputs.weight)
         nn.init.zeros_(self.outputs.bias)
+
+    def block(self, channels: int, bands: int, embedding: int) -> nn.Module:
+        """One block, from (B, frames, bands, channels) to the same."""
+        return ConvBlock(channels, embedding)
 
     def forward(self, features: Tensor, log_sigma: Tensor) -> Tensor:
         """(B, 3K, frames, bins) and (B, K) to (B, 3 parts, frames, bins)."""

@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import signal
 
-from recipes.corpus import struck
 from recipes.corpus.drum_synth import ComputedKit
-from recipes.corpus.struck import Partials, draw_piano, draw_synth_bass
+from recipes.corpus.struck import Partials, draw_piano, draw_synth_bass, strike
 from recipes.corpus.synth import RENDER_RATE
 
 Audio = NDArray[np.float32]
@@ -177,7 +176,7 @@ def draw_tines(rng: np.random.Generator) -> Tines:
     )
 
 
-def strike(tines: Tines, pitch: float) -> Audio:
+def ring(tines: Tines, pitch: float) -> Audio:
     """Play one note at every step of velocity; returns (STEPS, T) float32 at 44.1 kHz."""
     frequency = 440 * 2 ** ((pitch - 69) / 12)
     time = np.arange(int(LONGEST * RENDER_RATE)) / RENDER_RATE
@@ -211,13 +210,13 @@ def _plucked(guitar: Guitar, rng: np.random.Generator) -> Instrument:
 
 
 def _struck(partials: Partials, rng: np.random.Generator) -> Instrument:
-    note = partial(struck.strike, partials, steps=STEPS, seconds=LONGEST, rng=rng)
+    note = partial(strike, partials, steps=STEPS, seconds=LONGEST, rng=rng)
     return Instrument(note, partials.release)
 
 
 def _tines(rng: np.random.Generator) -> Instrument:
     tines = draw_tines(rng)
-    return Instrument(partial(strike, tines), tines.release)
+    return Instrument(partial(ring, tines), tines.release)
 
 
 INSTRUMENTS: dict[str, Callable[[np.random.Generator], Instrument]] = {

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from mgdm_audio import STEMS
 from mgdm_audio.nn import SpectralDenoiser, SpectralRegressor, TokenUNet, UNet2d
 from mgdm_audio.nn.spectral import SpectralNetwork
-from recipes.prior.candidates import BandSplit, FrameTokens
+from recipes.prior.candidates import BandSplit, FrameTokens, TDFUNet2d
 from recipes.prior.data import Augmentation, StemCorpus, validation_crops
 from recipes.prior.train import (
     VALIDATION_SAMPLES,
@@ -117,7 +117,7 @@ CANDIDATES: dict[str, Candidate] = {
     "unet-power": Candidate("2-D U-Net that sees no phase", lambda bins: PowerOnly(unet(bins))),
     "unet-tdf": Candidate(
         "2-D U-Net of TFC-TDF blocks",
-        lambda bins: UNet2d(bins=bins, channels=(56, 112, 192), tdf=True),
+        lambda bins: TDFUNet2d(bins=bins, channels=(56, 112, 192)),
     ),
     "frames": Candidate(
         "frame tokens, ConvNeXt", lambda bins: FrameTokens(bins=bins, width=768, depth=12)

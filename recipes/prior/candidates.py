@@ -4,6 +4,10 @@ All map features (B, 3K, frames, bins) and log noise levels (B, K) to (B, 3K, fr
 :class:`mgdm_audio.nn.spectral.SpectralNetwork` wants them, and all give zeros before training.
 
 References:
+    Investigating U-Nets with various Intermediate Blocks for Spectrogram-based Singing Voice
+    Separation (Choi et al., 2020)
+    https://arxiv.org/abs/1912.02591
+
     Vocos: Closing the gap between time-domain and Fourier-based neural vocoders (Siuzdak, 2023)
     https://arxiv.org/abs/2306.00814
 
@@ -17,7 +21,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgdm_audio.nn.token_unet import ConvNeXt, ModulatedNorm, NoiseEmbedding
+from mgdm_audio.nn import UNet2d
+from mgdm_audio.nn.token_unet import TFCTDF, ConvNeXt, ModulatedNorm, NoiseEmbedding
+
+
+class TDFUNet2d(UNet2d):
+    """A 2-D U-Net whose blocks have a linear layer along frequency as well."""
+
+    def block(self, channels: int, bands: int, embedding: int) -> nn.Module:
+        return TFCTDF(channels, bands, 4, embedding)
 
 
 class FrameTokens(nn.Module):

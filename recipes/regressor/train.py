@@ -33,7 +33,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from mgdm_audio import STEMS, hub
-from mgdm_audio.nn import SpectralRegressor, build
+from mgdm_audio.nn import RegressorMean, SpectralRegressor, build
 from recipes.prior.data import Augmentation, StemCorpus, validation_crops
 from recipes.regressor.loss import bands, losses
 from recipes.regressor.validation import validate
@@ -232,9 +232,19 @@ class Training:
 
 
 def load_model(name: str) -> hub.Prior | hub.Regressor:
-    """A prior or a regressor by name or folder."""
+    """A prior or a regressor by name or folder.
+
+    Raises:
+        ClickException: if it is a mean of several networks.
+    """
     kind = hub.read_config(hub.find(name)).kind
-    return hub.load(name) if kind == "prior" else hub.load_regressor(name)
+    model = hub.load(name) if kind == "prior" else hub.load_regressor(name)
+    if isinstance(network_of(model), RegressorMean):
+        raise click.ClickException(
+            f"'{name}' is the mean of several networks, and one is wanted: take it apart by "
+            "recipes/regressor/mean.py --parts-of"
+        )
+    return model
 
 
 def widened(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
