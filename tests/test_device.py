@@ -1,0 +1,163 @@
+"""Nothing is forgotten on the CPU: methods and tasks on a device that is another one, where what
+they give must be what they give on the CPU."""
+
+import contextlib
+import copy
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_prior
+from elsewhere import elsewhere
+
+from mgdm_audio import STEMS, Separator, hub, samplers
+from mgdm_audio.conditional import generate, redo, separate_known, separate_pair
+from mgdm_audio.draws import SeededDraws
+from mgdm_audio.repair import repair
+from mgdm_audio.samplers.base import Problem
+from recipes.restoration.restore import METHODS, sampler_for
+from recipes.restoration.tasks import NOISE, TASKS, make
+
+RATE = 22050
+SMALL = {"window": 8192, "overlap": 1024, "precision": "float32", "batch": 1}
+
+
+@pytest.fixture(autouse=True)
+def no_autocast(monkeypatch):
+    """Autocast refuses a device that has none; nothing here is in a half type."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+
+
+def on(device):
+    """The prior of the tests on a device."""
+    prior = make_prior()
+    return hub.Prior(copy.deepcopy(prior.denoise).to(device), prior.info)
+
+
+def same_on_both(work):
+    """`work(device)` gives the same arrays on the CPU and elsewhere."""
+    expected = work(torch.device("cpu"))
+    with elsewhere() as device:
+        found = work(device)
+    assert len(found) == len(expected) > 0
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+        assert np.abs(b).max() > 0
+
+
+def test_the_device_notices_what_was_forgotten():
+    with elsewhere() as device:
+        x = torch.zeros(3, device=device)
+        assert (x + torch.tensor(1.0)).sum().item() == 3
+        with pytest.raises(RuntimeError, match="operands on"):
+            x + torch.ones(3)
+        with pytest.raises(RuntimeError, match="operands on"):
+            torch.where(torch.ones(3).bool(), x, x)
+        y = torch.ones(3, device=device, requires_grad=True)
+        (y * y).sum().backward()
+        assert y.grad.cpu().tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("method", samplers.names())
+def test_methods(method, music):
+    """Two windows, the second of which is told the end of the first where the method takes that."""
+
+    def work(device):
+        asks_prior = "prior" in samplers.get(method, "fast").needs
+        model = on(device) if asks_prior else None
+        separator = Separator(model, method, "fast", device=device, **SMALL)
+        result = separator.separate(music.sum(0)[:12000], RATE, seed=0)
+        return list(result.stems.values())
+
+    same_on_both(work)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"batch": 3}, {"seams": "fade"}, {"other": -20.0}], ids=str
+)
+def test_default_quality(options, music):
+    """The shipped models, three windows of stereo at another rate."""
+    quality = {"method": "mgdm", "preset": "warm", "warm_start": "regressor", "warm_sigma": 0.03}
+    mix = np.stack([music.sum(0), music[1]])[:, :40000]
+
+    def work(device):
+        separator = Separator(device=device, **quality, **{**SMALL, **options})
+        result = separator.separate(mix, 2 * RATE, seed=0)
+        return list(result.stems.values())
+
+    same_on_both(work)
+
+
+def known(separator, stems):
+    return separate_known(separator, sum(stems.values()), {"drums": stems["drums"]}, RATE, [0])
+
+
+def region(separator, stems):
+    return redo(separator, stems, 0.2, 0.4, RATE, [0])
+
+
+def pair(separator, stems):
+    mix = sum(stems.values())
+    gains = [[1, 1, 1, 1], [1, 0, 1, 1]]
+    return separate_pair(separator, [mix, mix - stems["drums"]], gains, RATE, [0])
+
+
+def accompaniment(separator, stems):
+    return generate(separator, {"bass": stems["bass"]}, None, RATE, [0, 1])
+
+
+@pytest.mark.parametrize("task", [known, region, pair, accompaniment])
+def test_conditional(task, music):
+    stems = dict(zip(STEMS, music[:, :12000], strict=True))
+
+    def work(device):
+        separator = Separator(on(device), "ding", "fast", device=device, **SMALL)
+        return [x for drawn in task(separator, stems).draws for x in drawn.values()]
+
+    same_on_both(work)
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "options"),
+    [
+        ("gap", "ding", {"way": "draw"}),
+        ("gap", "ding", {"way": "estimate"}),
+        ("gap", "ding", {"way": "estimate", "stem": "piano"}),
+        ("clip", "mgdm", {"way": "draw", "level": 0.1}),
+        ("lowpass", "mgdm", {"cutoff": 4000.0}),
+        ("bits", "mgdm", {"bits": 5}),
+    ],
+)
+def test_repairs(kind, method, options, music):
+    mix = music.sum(0)[:12000].copy()
+    if kind == "gap":
+        mix[5000:5500] = 0
+
+    def work(device):
+        separator = Separator(on(device), method, "fast", device=device, **SMALL)
+        regressor = hub.load_regressor(device=device)
+        repaired = repair(separator, mix, RATE, kind, [0], regressor=regressor, **options)
+        return repaired.samples
+
+    same_on_both(work)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_operators(name, music):
+    """Every operator under every sampler that takes it."""
+    stems = torch.from_numpy(music[:, 4000:8032])
+    shape = (1, *stems.shape)
+
+    def work(device):
+        found = []
+        for method in METHODS:
+            sampler = sampler_for(method, name, "fast")
+            if sampler is not None:
+                task = make(name, stems, None, RATE, seed=0)
+                problem = Problem(task.operator, task.y.to(device), NOISE, shape)
+                draws = SeededDraws([0], device)
+                x = sampler.sample(on(device).denoise, problem, draws)
+                found.append(x.cpu().numpy())
+        return found
+
+    same_on_both(work)
