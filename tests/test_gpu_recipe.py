@@ -102,6 +102,8 @@ def test_table_of_the_sounds_that_travel():
         assert stems == {"bass", "drums", "guitar", "piano"}
     original = bundle.TABLE.read_text().splitlines()
     assert set(text.splitlines()) <= set(original)
+    _, others = bundle.rows_of(bundle.PACKAGES, bundle.OTHERS)
+    assert {row["split"] for row in others} == {"train", "valid"}
     with pytest.raises(ValueError, match="no sources of deb:nothing"):
         bundle.rows_of(("deb:nothing",))
 
@@ -149,14 +151,18 @@ SOUNDS = Path(os.environ.get("MGDM_CORPUS_SOURCES", ROOT / "recipes/corpus/sourc
     shutil.which("mma") is None or not (SOUNDS / "sonivox.sf2").is_file(),
     reason="needs the programs and sounds of recipes/corpus",
 )
-def test_render_train_stop_continue_bring_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipe", ["prior", "regressor"])
+def test_render_train_stop_continue_bring_back(recipe: str, tmp_path: Path) -> None:
     work = tmp_path / "work"
     bundle.bundle(work / "parts", bundle.PACKAGES, SOUNDS)
+    unet = {"channels": [4, 4, 4], "embedding": 8}
+    network = BACKBONE if recipe == "prior" else unet
 
     def call(work: Path, out: str) -> dict[str, object]:
         environment = {
             **os.environ, "WORK": str(work), "OUT": str(tmp_path / out), "PYTHON": sys.executable,
-            "SONGS": "2", "FIRST": "2", "VALID": "1", "JOBS": "1", "NETWORK": json.dumps(BACKBONE),
+            "RECIPE": recipe, "SONGS": "2", "FIRST": "2", "VALID": "1", "JOBS": "1",
+            "OTHERS": "2", "NETWORK": json.dumps(network),
             "STEPS": "1000000", "BATCH": "2", "SECONDS_OF_CROP": "0.5", "PRECISION": "fp32",
             "DEVICE": "cpu", "WORKERS": "0", "RESERVE": "0", "OMP_NUM_THREADS": "1",
         }  # fmt: skip
@@ -171,14 +177,14 @@ def test_render_train_stop_continue_bring_back(tmp_path: Path) -> None:
         return json.loads((tmp_path / out / "pieces.json").read_text())
 
     first = call(work, "one")
-    assert load_state(work / "run" / "checkpoint.pt")["step"] == first["step"] >= 1
+    assert load_state(work / f"run-{recipe}" / "checkpoint.pt")["step"] == first["step"] >= 1
     second = call(work, "two")
     assert second["step"] > first["step"]
     # Another machine: the bundle, the pieces that came back, and songs rendered anew or not.
     other = tmp_path / "other"
     shutil.copytree(work / "parts", other / "parts")
     shutil.copytree(work / "corpus", other / "corpus")
-    shutil.copytree(tmp_path / "two", other / "pieces")
+    shutil.copytree(tmp_path / "two", other / f"pieces-{recipe}")
     third = call(other, "three")
     assert third["step"] > second["step"]
-    assert load_state(other / "run" / "checkpoint.pt")["restart"] == second["step"]
+    assert load_state(other / f"run-{recipe}" / "checkpoint.pt")["restart"] == second["step"]

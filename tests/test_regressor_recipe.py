@@ -19,8 +19,18 @@ from recipes.prior.data import StemCorpus
 from recipes.regressor.export import export
 from recipes.regressor.loss import bands, losses
 from recipes.regressor.mean import main as mean_command
-from recipes.regressor.train import Settings, Training, arguments_of, learning_rate, load_model
+from recipes.regressor.train import (
+    RegressorTask,
+    Settings,
+    arguments_of,
+    learning_rate,
+    load_model,
+    main,
+    resume,
+)
 from recipes.regressor.validation import validate
+from recipes.training.processes import Processes
+from recipes.training.trainer import Trainer
 
 ARGS = {
     "backbone": {
@@ -30,7 +40,7 @@ ARGS = {
     "stft": {"n_fft": 256},
 }  # fmt: skip
 NETWORK = {"class": "TokenUNetRegressor", "args": ARGS}
-SETTINGS = Settings(batch=2, samples=8192, lr=3e-3)
+SETTINGS = Settings(steps=5000, batch=2, samples=8192, lr=3e-3)
 
 
 @pytest.fixture
@@ -48,46 +58,45 @@ def corpus(tmp_path: Path) -> StemCorpus:
     return StemCorpus(tmp_path)
 
 
-def test_goes_on_where_it_was(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr("time.process_time", lambda: 0.0)  # the decay follows the time
-    whole = Training(SETTINGS, NETWORK, corpus)
-    whole.prepare()
+def training(corpus, settings=SETTINGS, network=NETWORK, **more) -> Trainer:
+    """A run that has its scalings."""
+    run = Trainer(RegressorTask(settings, network, corpus, **more))
+    run.prepare()
+    return run
+
+
+def batch_of(run: Trainer) -> dict[str, torch.Tensor]:
+    return next(run._loader())
+
+
+def test_goes_on_where_it_was(corpus, tmp_path):
+    whole = training(corpus)
     for _ in range(4):
-        whole.advance(torch.float32)
-    part = Training(SETTINGS, NETWORK, corpus)
-    part.prepare()
+        whole.advance()
+    part = training(corpus)
     for _ in range(2):
-        part.advance(torch.float32)
+        part.advance()
     part.save(tmp_path / "checkpoint.pt")
-    rest = Training.resume(tmp_path / "checkpoint.pt", corpus)
+    rest = resume(tmp_path / "checkpoint.pt", corpus)
+    assert rest.minutes == part.minutes > 0
     for _ in range(2):
-        rest.advance(torch.float32)
+        rest.advance()
     assert rest.step == whole.step
     for a, b in ((whole.net, rest.net), (whole.average, rest.average)):
         for key, value in a.state_dict().items():
             assert torch.equal(value, b.state_dict()[key]), key
 
 
-def test_goes_on_with_fewer_songs(corpus, tmp_path):
-    run = Training(SETTINGS, NETWORK, corpus)
-    run.save(tmp_path / "checkpoint.pt")
-    lines = corpus.index.read_text().splitlines()
-    corpus.index.write_text(lines[0] + "\n")
-    rest = Training.resume(tmp_path / "checkpoint.pt", StemCorpus(corpus.folder))
-    assert rest.songs == 1
-    rest.batch()
-
-
 def test_learns(corpus):
     """Without measured scalings the bands of the stems have to be found."""
-    run = Training(replace(SETTINGS, lr=0.05), NETWORK, corpus)
-    membership = run.membership
-    clean, known = run.batch()
-    known[:] = False
-    before = losses(run.net, clean, known, membership)[0].mean()
+    run = Trainer(RegressorTask(replace(SETTINGS, lr=0.05), NETWORK, corpus))
+    clean = batch_of(run)["clean"]
+    none = torch.zeros(clean.shape[:2], dtype=torch.bool)
+    membership = run.task.membership
+    before = losses(run.net, clean, none, membership)[0].mean()
     for _ in range(10):
-        run.advance(torch.float32)
-    assert losses(run.net, clean, known, membership)[0].mean() < before - 0.1
+        run.advance()
+    assert losses(run.net, clean, none, membership)[0].mean() < before - 0.1
 
 
 def test_loss_is_the_negative_snr():
@@ -119,18 +128,30 @@ def test_loss_is_the_negative_snr():
 
 
 def test_given_stems_are_as_often_as_said(corpus):
-    run = Training(Settings(batch=400, samples=512), NETWORK, corpus)
-    counts = run.batch()[1].sum(1).bincount(minlength=3) / 400
+    run = training(corpus, Settings(batch=400, samples=512))
+    batch = batch_of(run)
+    counts = batch["known"].sum(1).bincount(minlength=3) / 400
     assert torch.allclose(counts, torch.tensor([0.7, 0.15, 0.15]), atol=0.1)
+    assert [run.task.label(n) for n in (0, 1, 2, -1)] == [
+        "0 given", "1 given", "2 given", "beside",
+    ]  # fmt: skip
 
 
-def test_learning_rate_ends_with_the_time():
-    settings = Settings(minutes=10)
-    rates = [learning_rate(settings, 1000, m / 10) for m in range(101)]
+def test_stems_that_are_given_have_no_loss(corpus):
+    run = training(corpus, replace(SETTINGS, batch=8))
+    batch = batch_of(run)
+    loss = run.task.losses(run.net, batch)
+    assert torch.equal(loss.isnan(), batch["known"])
+    assert torch.equal(run.task.level(batch), batch["known"].sum(1))
+
+
+def test_learning_rate_ends_with_the_steps():
+    settings = Settings(steps=1000)
+    rates = [learning_rate(settings, step) for step in range(100, 1001)]
     assert rates[0] == settings.lr
     assert rates[-1] == pytest.approx(0.01 * settings.lr)
     assert all(a >= b for a, b in pairwise(rates))
-    assert learning_rate(settings, 0, 0.0) == pytest.approx(0.01 * settings.lr)
+    assert learning_rate(settings, 0) == pytest.approx(0.01 * settings.lr)
 
 
 def test_starts_from_a_prior_and_is_exported(corpus, tmp_path):
@@ -141,14 +162,18 @@ def test_starts_from_a_prior_and_is_exported(corpus, tmp_path):
         "sigma_min": 1e-3, "sigma_max": 10.0, "licence": "CC0-1.0", "score": {},
     }  # fmt: skip
     hub.save_model(tmp_path / "prior", prior, config)
-    run = Training(SETTINGS, NETWORK, corpus)
-    run.start_from(hub.load(tmp_path / "prior"))
-    run.advance(torch.float32)
+    settings = replace(SETTINGS, initial="prior 0123")
+    run = training(corpus, settings, model=hub.load(tmp_path / "prior"))
+    for net in (run.net, run.average):
+        assert torch.equal(
+            net.backbone.patches.weight, prior.backbone.patches.weight.half().float()
+        )
+    run.advance()
     run.save(tmp_path / "checkpoint.pt")
     crops = np.stack([corpus.stems(0)[:, :8192] / np.float32(32768)])
     export(tmp_path / "checkpoint.pt", corpus, tmp_path / "tiny", "a tiny one", crops)
     model = hub.load_regressor(tmp_path / "tiny")
-    clean, known = run.batch()
+    clean, known = map(batch_of(run).get, ("clean", "known"))
     mix = clean.sum(1, keepdim=True)
     expected = run.average(mix, clean, known)
     assert torch.allclose(model.regress(mix, clean, known), expected, atol=1e-3)
@@ -163,13 +188,11 @@ def test_starts_from_a_prior_and_is_exported(corpus, tmp_path):
 
 
 def test_exports_the_mean_with_the_model_that_it_started_from(corpus, tmp_path):
-    first = Training(SETTINGS, NETWORK, corpus)
-    first.prepare()
+    first = training(corpus)
     checkpoint, folder = tmp_path / "checkpoint.pt", tmp_path / "first"
     first.save(checkpoint)
     export(checkpoint, corpus, folder, "the first")
-    run = Training(replace(SETTINGS, seed=1), NETWORK, corpus)
-    run.start_from(hub.load_regressor(folder))
+    run = training(corpus, replace(SETTINGS, seed=1), model=hub.load_regressor(folder))
     run.average.backbone.patches.weight += 0.5  # as if it had been trained
     run.save(checkpoint)
 
@@ -188,8 +211,7 @@ def test_exports_the_mean_with_the_model_that_it_started_from(corpus, tmp_path):
 
 
 def test_a_confidence_is_kept_and_a_new_run_forgets_it(corpus, tmp_path):
-    first = Training(SETTINGS, NETWORK, corpus)
-    first.prepare()
+    first = training(corpus)
     checkpoint, folder = tmp_path / "checkpoint.pt", tmp_path / "model"
     first.save(checkpoint)
     export(checkpoint, corpus, folder, "half believed", confidence=0.5)
@@ -213,35 +235,84 @@ def test_learns_to_leave_other_sounds_alone(corpus, others, tmp_path):
     network = {**NETWORK, "args": args}
     settings = replace(SETTINGS, beside=1.0, absent=0.0, lr=0.03)
     with pytest.raises(ValueError, match="give --others"):
-        Training(settings, network, corpus).advance(torch.float32)
-    run = Training(settings, network, corpus, others)
-    run.prepare()
-    clean, known = run.batch()
-    known[:] = False
-    other = run.other()
+        Trainer(RegressorTask(settings, network, corpus)).advance()
+    run = training(corpus, settings, network, others=others)
+    batch = batch_of(run)
+    batch["known"][:] = False
+    other = batch["other"]
     assert other.shape == (2, 1, 8192)
     assert other.square().mean(2).min() > 0
-    loss, snr = losses(run.net, clean, known, run.membership, other)
-    assert loss.shape == snr.shape == (2, 5)
+    before = run.task.losses(run.net, batch)
+    assert before.shape == (2, 5)
+    assert run.task.level(batch).tolist() == [-1, -1]
     for _ in range(80):
-        assert run.advance(torch.float32).shape == (2, 5)
-    after = losses(run.net, clean, known, run.membership, other)[1]
-    assert after[:, 4].mean() > snr[:, 4].mean() + 1
+        assert run.advance()[0].shape == (2, 5)
+    after = run.task.losses(run.net, batch)
+    assert after[:, 4].mean() < before[:, 4].mean() - 0.25
     run.save(tmp_path / "checkpoint.pt")
-    again = Training.resume(tmp_path / "checkpoint.pt", corpus, others)
-    assert again.settings == settings
+    again = resume(tmp_path / "checkpoint.pt", corpus, others)
+    assert again.task.settings == settings
     crop = corpus.stems(0)[:, :8192] / np.float32(32768)
-    scores = validate(again.average, crop[None], torch.float32, other[0].numpy()[None])
+    scores = validate(again.average, crop[None], others=other[0].numpy()[None])
     assert len(scores["beside"]) == 5
     assert np.isfinite(scores["beside"]).all()
 
 
+def test_a_step_has_other_sounds_in_all_its_items_or_in_none(corpus, others):
+    args = {"backbone": {**ARGS["backbone"], "parts": 5}, "stft": {"n_fft": 256, "beside": 60.0}}
+    settings = replace(SETTINGS, beside=0.5, steps=12)
+    run = training(corpus, settings, {**NETWORK, "args": args}, others=others)
+    kinds = ["other" in batch for batch in run._loader()]
+    assert len(kinds) == 12
+    assert 0 < sum(kinds) < 12
+    # Of two processes each has its half of the same steps.
+    halves = []
+    for rank in range(2):
+        half = training(corpus, settings, {**NETWORK, "args": args}, others=others)
+        half.processes = Processes(rank, 2, torch.device("cpu"))
+        half.share = half.micro = 1
+        halves.append(["other" in batch for batch in half._loader()])
+    assert halves == [kinds, kinds]
+
+
 def test_without_other_sounds_there_are_none(corpus):
-    run = Training(SETTINGS, NETWORK, corpus)
-    assert run.other() is None
-    snr = run.advance(torch.float32)
-    assert snr.shape == (2, 5)
-    assert snr[:, 4].isnan().all()
+    run = training(corpus)
+    assert "other" not in batch_of(run)
+    assert run.advance()[0].shape == (2, 4)
+
+
+def test_the_command_trains_goes_on_and_scores(corpus, others, tmp_path):
+    for split in ("train", "valid"):
+        (tmp_path / "songs" / split).mkdir(parents=True)
+        (tmp_path / "parts" / split).mkdir(parents=True)
+        for source, target in ((corpus, "songs"), (others, "parts")):
+            for song in source.songs[: 1 if split == "valid" else None]:
+                data = np.load(source.folder / song["file"])
+                data = np.tile(data, 12 if split == "valid" else 1)
+                np.save(tmp_path / target / split / song["file"], data)
+                song = {**song, "samples": data.shape[1]}
+                with (tmp_path / target / split / "index.jsonl").open("a") as index:
+                    index.write(json.dumps(song) + "\n")
+    network = {"bins": 1024, "channels": [4, 4, 4], "embedding": 8}
+    out = tmp_path / "run"
+    call = [
+        "--corpus", tmp_path / "songs", "--others", tmp_path / "parts", "--out", out,
+        "--network", json.dumps(network), "--seconds", 0.4, "--batch", 2, "--device", "cpu",
+    ]  # fmt: skip
+    for steps in (2, 4):
+        result = CliRunner().invoke(main, [str(x) for x in (*call, "--steps", steps)])
+        assert result.exit_code == 0, result.output
+    assert "continues at step 2 of 4" in result.output
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    scores = [line["score"] for line in lines if "score" in line]
+    assert len(scores) == 2
+    assert {"bass", "bass, two given", "other, beside"} <= set(scores[0])
+    assert set(lines[-2]["valid"]) == {"0 given", "2 given"}
+    assert (out / "curves.png").exists()
+    export(out / "checkpoint.pt", corpus, tmp_path / "model", "made by the command")
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "\n| 2 |" in card
+    assert "\n| 4 |" in card
 
 
 UNET = {
@@ -254,9 +325,8 @@ UNET = {
 
 def test_several_networks_make_one_model_and_come_apart_again(corpus, tmp_path):
     for name, network in (("one", NETWORK), ("two", UNET)):
-        run = Training(SETTINGS, network, corpus)
-        run.prepare()
-        run.advance(torch.float32)
+        run = training(corpus, SETTINGS, network)
+        run.advance()
         run.save(tmp_path / "checkpoint.pt")
         export(tmp_path / "checkpoint.pt", corpus, tmp_path / name, name, confidence=0.5)
     one, two = (hub.load_regressor(tmp_path / name) for name in ("one", "two"))
@@ -268,7 +338,7 @@ def test_several_networks_make_one_model_and_come_apart_again(corpus, tmp_path):
     assert call(tmp_path / "both", *of).exit_code == 0
     both = hub.load_regressor(tmp_path / "both")
     assert isinstance(both.regress, RegressorMean)
-    clean, known = run.batch()
+    clean, known = map(batch_of(run).get, ("clean", "known"))
     mix = clean.sum(1, keepdim=True)
     answer = both.regress(mix, clean, known)
     expected = 0.25 * one.regress(mix, clean, known) + 0.75 * two.regress(mix, clean, known)
@@ -276,7 +346,7 @@ def test_several_networks_make_one_model_and_come_apart_again(corpus, tmp_path):
     assert torch.allclose(answer.sum(1), mix[:, 0], atol=1e-5)
     assert torch.equal(answer[known], clean[known])
     crop = corpus.stems(0)[:, :8192] / np.float32(32768)
-    assert np.isfinite(validate(both.regress, crop[None], torch.float32)["none"]).all()
+    assert np.isfinite(validate(both.regress, crop[None])["none"]).all()
 
     with pytest.raises(ClickException, match="take it apart"):
         load_model(str(tmp_path / "both"))

@@ -1,10 +1,10 @@
 """Collects what gpu.sh needs on a machine without network: programs, sounds and Python packages.
 
 Writes into OUT: `files.tar.xz` (MMA and the chosen soundfonts, by their paths from the root),
-`libraries.tar.xz` (libfluidsynth and what it loads), `sources.tsv` (the rows of the corpus recipe's
-table whose files travel), `sources.tar.xz` (sounds of no Debian package, drum performances) and
-`wheels/`. The chosen sounds are small enough to travel; a
-corpus rendered from them has fewer sounds than one rendered here.
+`libraries.tar.xz` (libfluidsynth and what it loads), `sources.tsv` and `others.tsv` (the rows of
+the corpus recipe's tables whose files travel), `sources.tar.xz` (sounds of no Debian package, drum
+performances) and `wheels/`. The chosen sounds are small enough to travel; a corpus rendered from
+them has fewer sounds than one rendered here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import click
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from recipes.corpus.human import FOLDER as PERFORMANCES
-from recipes.corpus.patches import TABLE
+from recipes.corpus.patches import OTHERS, TABLE
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = (
@@ -40,17 +40,17 @@ LEFT_OUT = re.compile(r"(libc|libm|libdl|librt|libpthread|ld-linux[\w-]*|libgcc_
 LIMIT = 64 * 2**20
 
 
-def rows_of(packages: tuple[str, ...]) -> tuple[str, list[dict[str, str]]]:
-    """The table of sources with the rows of some packages alone, as text and as rows.
+def rows_of(packages: tuple[str, ...], table: Path = TABLE) -> tuple[str, list[dict[str, str]]]:
+    """A table of sources with the rows of some packages alone, as text and as rows.
 
     Raises:
-        ValueError: if a package has no row.
+        ValueError: if a package has no row in the table of stems.
     """
-    with TABLE.open(newline="") as stream:
+    with table.open(newline="") as stream:
         reader = csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
         rows = [row for row in reader if row["package"] in packages]
         names = list(reader.fieldnames or [])
-    if unknown := set(packages) - {row["package"] for row in rows}:
+    if table == TABLE and (unknown := set(packages) - {row["package"] for row in rows}):
         raise ValueError(f"{TABLE} has no sources of {', '.join(sorted(unknown))}")
     out = io.StringIO()
     writer = csv.DictWriter(
@@ -111,6 +111,7 @@ def bundle(
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     (out / "sources.tsv").write_text(table)
+    (out / "others.tsv").write_text(rows_of(packages, OTHERS)[0])
     pack(out / "sources.tar.xz", others)
     pack(out / "files.tar.xz", files)
     pack(out / "libraries.tar.xz", {path.name: path for path in libraries()})
@@ -132,12 +133,13 @@ def download_wheels(folder: Path, python: str) -> None:
 
 
 def tree_size() -> int:
-    """Bytes of the files that git tracks, which travel as well."""
+    """Bytes of the files that git tracks, which travel as well, but for the models' weights."""
     listed = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     paths = [ROOT / name for name in listed.split("\0") if name]
-    return sum(path.stat().st_size for path in paths if path.is_file())
+    kept = [path for path in paths if path.is_file() and path.suffix != ".safetensors"]
+    return sum(path.stat().st_size for path in kept)
 
 
 @click.command(help=__doc__)
@@ -162,7 +164,7 @@ def main(out: Path, packages: tuple[str, ...], sources: Path, python: str, no_wh
     size, tree = sum(p.stat().st_size for p in out.rglob("*") if p.is_file()), tree_size()
     click.echo(
         f"{out}: {size / 2**20:.1f} MiB, with the repository's {tree / 2**20:.1f} MiB of "
-        f"{LIMIT / 2**20:.0f} MiB"
+        f"{LIMIT / 2**20:.0f} MiB (the weights in pretrained/ stay here)"
     )
     if size + tree > LIMIT:
         raise click.ClickException("that is too much: choose fewer packages")

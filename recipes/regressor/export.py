@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from mgdm_audio import STEMS
 from mgdm_audio.hub import ModelInfo, save_model
+from mgdm_audio.nn import SpectralRegressor
 from recipes.prior.data import FULL_SCALE, StemCorpus, validation_crops
-from recipes.regressor.train import Training, load_model, network_of, widened
-from recipes.regressor.validation import validate
+from recipes.regressor.train import RegressorTask, load_model, network_of, resume, widened
 
 CARD = """# {name}
 
@@ -33,7 +33,7 @@ parameters. Its estimates add up to the mix. Weights in float16.
 - **Training data:** {songs} songs, {hours} hours, rendered by `recipes/corpus`, remixed and
   varied as for the prior; all sources and patches are in `recipes/corpus/sources.tsv`.
 - **Training:** {today}, `recipes/regressor/train.py`, {steps} steps, {hours_seen} hours of audio
-  seen, {minutes:.0f} minutes of one core. It started from {initial}.{mean}
+  seen, {minutes:.0f} minutes by the clock. It started from {initial}.{mean}
 - **Loss:** negative SNR of the waveform and, a quarter of the weight, of mel bands.
 - **Level:** mixtures have an RMS of {level}; the separator brings its input there.
 
@@ -71,7 +71,7 @@ def weights_of(
 ) -> tuple[str, dict[str, torch.Tensor]]:
     """What a checkpoint or a model is called in a card, and its weights, as wide as is wanted."""
     if Path(what).is_file():
-        run = Training.resume(Path(what), corpus)
+        run = resume(Path(what), corpus)
         name, weights = f"of a run with seed {run.settings.seed}, step {run.step}", run.average
         return name, weights.state_dict()
     model = load_model(what)
@@ -82,7 +82,7 @@ def weights_of(
 def validations(log: Path) -> list[dict[str, Any]]:
     """The lines of a training's log that hold scores; none where there is no log."""
     lines = log.read_text().splitlines() if log.is_file() else []
-    return [line for line in map(json.loads, lines) if "valid_si_sdri" in line]
+    return [line for line in map(json.loads, lines) if "score" in line]
 
 
 def export(
@@ -115,7 +115,9 @@ def export(
         ModelError: if one of `mean` is no file and there is no such model.
         ValueError: if the shares add up to more than 1.
     """
-    run = Training.resume(checkpoint, corpus)
+    run = resume(checkpoint, corpus)
+    assert isinstance(run.task, RegressorTask)
+    assert isinstance(run.average, SpectralRegressor)
     own = 1 - sum(share for _, share in mean)
     if own < -1e-9:
         raise ValueError(
@@ -139,8 +141,10 @@ def export(
         run.average.confidence = confidence
     scores = validations(checkpoint.with_name("log.jsonl"))
     if crops is not None:
-        scores.append({"step": run.step, "valid_si_sdri": validate(run.average, crops, precision)})
-    last = scores[-1]["valid_si_sdri"]["none"] if scores else []
+        run.task.crops = crops
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            scores.append({"step": run.step, "score": run.task.score(run.average)})
+    last = [scores[-1]["score"][stem] for stem in STEMS] if scores else []
     config = {
         "kind": "regressor",
         "name": folder.name,
@@ -159,16 +163,15 @@ def export(
             "hours_seen": round(run.seconds / 3600, 1),
             "songs": len(corpus.songs),
             "hours_of_corpus": round(corpus.hours, 1),
-            "initial": run.initial,
+            "initial": run.task.settings.initial,
         },
     }
     info = save_model(folder, run.average, config)
-    rows = [
-        f"| {s['step']} | " + " | ".join(f"{v:.2f}" for k in ("none", "two") for v in values[k])
-        + " |\n"
-        for s in scores
-        if (values := s["valid_si_sdri"])
-    ]  # fmt: skip
+    columns = [*STEMS, *(f"{stem}, two given" for stem in STEMS)]
+    rows = []
+    for line in scores:
+        values = " | ".join(f"{line['score'][column]:.2f}" for column in columns)
+        rows.append(f"| {line['step']} | {values} |\n")
     card = CARD.format(
         name=info.name,
         summary=info.summary,
@@ -181,13 +184,13 @@ def export(
         steps=run.step,
         hours_seen=round(run.seconds / 3600, 1),
         minutes=run.minutes,
-        initial=f"the weights of {run.initial.replace(' ', ', SHA-256 ')}"
-        if run.initial
+        initial=f"the weights of {initial.replace(' ', ', SHA-256 ')}"
+        if (initial := run.task.settings.initial)
         else "nothing",
         level=info.level,
         mean=told,
         table="".join(rows),
-        others=BESIDE.format(share=beside) if (beside := run.settings.beside) else ALONE,
+        others=BESIDE.format(share=beside) if (beside := run.task.settings.beside) else ALONE,
     )
     (folder / "README.md").write_text(card)
     return info

@@ -30,14 +30,22 @@ def bands(bins: int, sample_rate: int = 22050) -> Tensor:
     return torch.nn.functional.one_hot(band, BANDS).float()
 
 
+def other_power(mix: Tensor, n_fft: int) -> Tensor:
+    """Power of what may be beside the stems in a mix (T,), by frequency, (n_fft // 2 + 1,).
+
+    As the separator tells it, see `mgdm_audio.other`.
+    """
+    return Spectrum([mix]).at(n_fft, LEVEL)
+
+
 def losses(
     net: SpectralRegressor,
     clean: Tensor,
     known: Tensor,
     membership: Tensor,
-    other: Tensor | None = None,
+    beside: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Loss and SNR in dB of each stem, (B, K), or (B, K + 1) with `other`.
+    """Loss and SNR in dB of each stem, (B, K), or (B, K + 1) with `beside`.
 
     Of the given ones the loss is 0 and the SNR NaN.
 
@@ -46,13 +54,12 @@ def losses(
         clean: true stems, (B, K, T), T a multiple of the hop.
         known: which are given, bool (B, K).
         membership: see `bands`.
-        other: what the mix holds beside the stems, (B, 1, T), or None.
+        beside: what the mix holds beside the stems, (B, 1, T), and the power that it is taken to
+            have, see `other_power`, (B, bins); None where the mix is the sum of the stems.
     """
     power = None
-    if other is not None:
-        mixes = torch.cat([clean, other], dim=1).sum(1)
-        spectra = [Spectrum([mix]).at(net.frame.n_fft, LEVEL) for mix in mixes]
-        power = torch.stack(spectra).to(clean)
+    if beside is not None:
+        other, power = beside
         known = torch.cat([known, torch.zeros_like(known[:, :1])], dim=1)
         clean = torch.cat([clean, other], dim=1)
     k = net.stems
@@ -63,7 +70,7 @@ def losses(
         bins = net.frame(torch.cat([clean, mix], dim=1))
         levels = bins.abs().square().sum(2) @ membership  # (B, K + 1 or 2, bands)
     error = torch.where(known[:, :k, None, None], 0, estimate - bins[:, :k])
-    if other is not None:
+    if beside is not None:
         error = torch.cat([error, -error.sum(1, keepdim=True)], dim=1)
     band = (error.real.square() + error.imag.square()).sum(2) @ membership
     wave = net.frame.inverse(error).square().sum(-1)

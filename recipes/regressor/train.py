@@ -9,47 +9,48 @@ steps has mixes with such a part, or with the bare possibility of one; the netwo
 kind it sees, and what its estimates leave of the mix is one stem more in the loss.
 
 The network starts from nothing, or from the weights of another regressor or of a prior, to which
-the unknown stems are pure noise (`--initial`). The learning rate follows the processor time spent,
-so that a run costs what it was said to; no two runs are equal to the last bit. It can be stopped at
-any time and continues from its last checkpoint by the same command.
+the unknown stems are pure noise (`--initial`). The run can be stopped at any time and continues
+from its last checkpoint by the same command. Several GPUs are used by the same command.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import sys
-import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from mgdm_audio import STEMS, hub
 from mgdm_audio.nn import RegressorMean, SpectralRegressor, build
 from recipes.prior.data import Augmentation, StemCorpus, validation_crops
-from recipes.regressor.loss import bands, losses
+from recipes.regressor.loss import bands, losses, other_power
 from recipes.regressor.validation import validate
+from recipes.training import trainer
+from recipes.training.command import train, training_options
+from recipes.training.trainer import Batch, Trainer
 
 BESIDE = 60.0  # label of the unknown stems where the mix may hold another part
 # Gain of such a part: at -5.5 dB it is as loud as a stem, and so it is in validation; voices are
 # louder, and easier to learn.
 STEM_DB, OTHER_DB, OTHER_STD_DB = -5.5, -2.0, 5.0
+VALIDATION_SAMPLES = 131_072
 
 
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Settings(trainer.Settings):
     """Everything that decides the run, kept with the checkpoint.
 
     Arguments:
-        minutes: length of the run in minutes of processor time; the learning rate depends on it.
+        steps: optimiser steps of the whole run; the learning rate depends on it.
         batch: crops a step.
         samples: length of a crop in samples, a multiple of the STFT hop.
         lr: peak learning rate (AdamW, betas 0.9 and 0.99, no weight decay on vectors).
@@ -59,9 +60,10 @@ class Settings:
         absent: the share of their items that hold none.
         ema: decay of the averaged weights per step.
         seed: seed of weights, masks and data.
+        initial: the model whose weights the run starts from, with its checksum; empty for none.
     """
 
-    minutes: float = 65.0
+    steps: int = 5000
     batch: int = 3
     samples: int = 88_064
     lr: float = 6e-4
@@ -71,24 +73,27 @@ class Settings:
     absent: float = 0.25
     ema: float = 0.999
     seed: int = 0
+    initial: str = ""
 
 
 def measure_sigma_data(net: SpectralRegressor, crops: list[np.ndarray]) -> Tensor:
     """Root mean square of each stem's bins over crops, (K, bins)."""
-    power = torch.stack([net.frame(torch.from_numpy(c)).abs().square().mean(1) for c in crops])
+    device = net.sigma_data.device
+    bins = [net.frame(torch.from_numpy(crop).to(device)) for crop in crops]
+    power = torch.stack([b.abs().square().mean(1) for b in bins])
     return power.mean(0).clamp_min(net.known**2).sqrt()
 
 
-def learning_rate(settings: Settings, step: int, minutes: float) -> float:
-    """Warm-up over 100 steps, constant, then a cosine down to 1 % at the end of the time."""
+def learning_rate(settings: Settings, step: int) -> float:
+    """Warm-up over 100 steps, constant, then a cosine down to 1 %."""
     warm = min(1.0, (step + 1) / 100)
-    start = settings.decay_from * settings.minutes
-    done = min(1.0, max(0.0, (minutes - start) / (settings.minutes - start)))
+    start = settings.decay_from * settings.steps
+    done = min(1.0, max(0.0, (step - start) / max(1.0, settings.steps - start)))
     return settings.lr * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
-class Training:
-    """State of a run: network, averaged network, optimiser, random states, time spent.
+class RegressorTask(trainer.Task):
+    """Separation of remixed songs.
 
     Arguments:
         settings: of the run.
@@ -96,7 +101,16 @@ class Training:
         corpus: the training songs.
         others: parts of instruments that no stem is; not needed where `settings.beside` is 0, nor
             for a run that is only looked at.
+        model: what the run starts from; None for nothing, and for a run that goes on.
+        crops: validation songs, (N, 4, T); none for a run that is not validated.
+        beside: parts to go with them, (N, 1, T), or None.
+
+    Raises:
+        ValueError: if there is not one part for each song.
     """
+
+    settings: Settings
+    clip = 1.0
 
     def __init__(
         self,
@@ -104,131 +118,144 @@ class Training:
         network: dict[str, Any],
         corpus: StemCorpus,
         others: StemCorpus | None = None,
+        model: hub.Prior | hub.Regressor | None = None,
+        crops: np.ndarray | None = None,
+        beside: np.ndarray | None = None,
     ) -> None:
         self.settings, self.network, self.corpus = settings, network, corpus
-        self.others = others
-        torch.manual_seed(settings.seed)
-        self.net, self.average = self._build(), self._build()
-        self.average.requires_grad_(False)
-        self.average.load_state_dict(self.net.state_dict())
-        matrices = [p for p in self.net.parameters() if p.ndim >= 2]
-        vectors = [p for p in self.net.parameters() if p.ndim < 2]
-        self.optimiser = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}],
-            lr=settings.lr,
-            betas=(0.9, 0.99),
-        )
-        self.membership = bands(self.net.frame.bins)
-        self.rng = np.random.default_rng(settings.seed)
+        self.others, self.model = others, model
+        self.stems = (*STEMS, "other") if settings.beside else STEMS
         self.augmentation = Augmentation(equaliser_db=4.0, speed=0.5, fastest=0.25)
-        self.step = 0
-        self.minutes = 0.0
-        self.seconds = 0.0  # of audio seen
-        self.songs = len(corpus.songs)
-        self.initial = ""
+        self.crops = np.zeros((0, 4, 0), np.float32) if crops is None else crops
+        if beside is not None and len(beside) != len(self.crops):
+            raise ValueError(
+                f"there are {len(beside)} other parts for {len(self.crops)} validation songs; "
+                "render as many (recipes/corpus/others.py)"
+            )
+        self.beside = beside
+        self.n_fft: int = network["args"]["stft"]["n_fft"]
+        self.membership = bands(self.n_fft // 2 + 1)
 
-    def _build(self) -> SpectralRegressor:
+    def build(self) -> SpectralRegressor:
+        """See `Task.build`."""
         net = build(self.network["class"], self.network["args"])
-        assert isinstance(net, SpectralRegressor)
+        if not isinstance(net, SpectralRegressor):
+            raise ValueError(
+                f"'{self.network['class']}' is no regressor of STFT bins, which this recipe trains"
+            )
         return net
 
-    def start_from(self, model: hub.Prior | hub.Regressor) -> None:
-        """Takes the weights and scalings of a prior or of another regressor."""
-        state = widened(network_of(model).state_dict(), self.net.state_dict())
-        self.net.load_state_dict(state)
-        self.average.load_state_dict(state)
-        self.initial = f"{model.name} {model.sha256}"
-
-    def prepare(self) -> None:
-        """Measures the scalings on the augmented corpus, for a start without a prior."""
+    def prepare(self, net: nn.Module) -> None:
+        """Takes the weights of the model to start from, or measures scalings on the corpus."""
+        assert isinstance(net, SpectralRegressor)
+        if self.model is not None:
+            net.load_state_dict(widened(network_of(self.model).state_dict(), net.state_dict()))
+            return
         rng = np.random.default_rng(self.settings.seed + 1)
-        crops = [self._crop(rng) for _ in range(200)]
-        for net in (self.net, self.average):
-            net.sigma_data.copy_(measure_sigma_data(net, crops))
+        songs = len(self.corpus.songs)
+        crops = [self._crop(rng, songs) for _ in range(200)]
+        net.sigma_data.copy_(measure_sigma_data(net, crops))
 
-    def _crop(self, rng: np.random.Generator) -> np.ndarray:
-        return self.corpus.crop(rng, self.settings.samples, self.songs, self.augmentation)
+    def optimiser(self, net: nn.Module) -> torch.optim.Optimizer:
+        """See `Task.optimiser`."""
+        matrices = [p for p in net.parameters() if p.ndim >= 2]
+        vectors = [p for p in net.parameters() if p.ndim < 2]
+        return torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}],
+            lr=self.settings.lr,
+            betas=(0.9, 0.99),
+        )
 
-    def other(self) -> Tensor | None:
-        """What the mixes of a step hold beside the stems, (B, 1, T), or None.
+    def rate(self, step: int) -> float:
+        """See `learning_rate`."""
+        return learning_rate(self.settings, step)
+
+    def songs(self) -> int:
+        """See `Task.songs`."""
+        return self.corpus.refresh()
+
+    def _crop(self, rng: np.random.Generator, songs: int) -> np.ndarray:
+        return self.corpus.crop(rng, self.settings.samples, songs, self.augmentation)
+
+    def item(self, rng: np.random.Generator, number: int, songs: int) -> dict[str, np.ndarray]:
+        """True stems "clean" (4, T) and which of them are "known" (4,).
+
+        In the steps whose mixes may hold one: the "other" part (1, T), silent or not, and the
+        "power" by frequency that such a part is taken to have, (bins,).
 
         Raises:
             ValueError: if the run is one with other parts and there are none.
         """
         s = self.settings
-        if not s.beside:
-            return None
-        if self.others is None:
-            raise ValueError("this run needs parts of other instruments: give --others")
-        if self.rng.random() >= s.beside:
-            return None
-        parts = np.zeros((s.batch, 1, s.samples), np.float32)
-        for part in parts:
-            if self.rng.random() >= s.absent:
-                gain = OTHER_DB + OTHER_STD_DB * self.rng.normal()
-                part[0] = self.others.single(self.rng, s.samples, gain, self.augmentation)
-        return torch.from_numpy(parts)
+        clean = self._crop(rng, songs)
+        known = np.zeros(4, bool)
+        known[: rng.choice(3, p=s.given)] = True
+        rng.shuffle(known)
+        item = {"clean": clean, "known": known}
+        if s.beside:
+            if self.others is None:
+                raise ValueError("this run needs parts of other instruments: give --others")
+            # One kind of mix a step, the same in all processes.
+            if np.random.default_rng([s.seed, 2, number // s.batch]).random() < s.beside:
+                other = np.zeros((1, s.samples), np.float32)
+                if rng.random() >= s.absent:
+                    gain = OTHER_DB + OTHER_STD_DB * rng.normal()
+                    other[0] = self.others.single(rng, s.samples, gain, self.augmentation)
+                mix = torch.from_numpy(clean.sum(0) + other[0])
+                item |= {"other": other, "power": other_power(mix, self.n_fft).numpy()}
+        return item
 
-    def batch(self) -> tuple[Tensor, Tensor]:
-        """True stems (B, K, T) and which of them are given (B, K)."""
-        clean = np.stack([self._crop(self.rng) for _ in range(self.settings.batch)])
-        known = np.zeros(clean.shape[:2], bool)
-        for row in known:
-            row[: self.rng.choice(3, p=self.settings.given)] = True
-            self.rng.shuffle(row)
-        return torch.from_numpy(clean), torch.from_numpy(known)
+    def losses(self, net: nn.Module, batch: Batch) -> Tensor:
+        """See `recipes.regressor.loss`; (B, 5) in the steps with other parts."""
+        assert isinstance(net, SpectralRegressor)
+        beside = (batch["other"], batch["power"]) if "other" in batch else None
+        clean, known = batch["clean"], batch["known"]
+        loss, snr = losses(net, clean, known, self.membership.to(clean.device), beside)
+        return torch.where(snr.isnan(), math.nan, loss)
 
-    def advance(self, precision: torch.dtype) -> Tensor:
-        """One optimiser step; returns the SNRs (B, K + 1) in dB, NaN where there is none."""
-        start = time.process_time()
-        clean, known = self.batch()
-        other = self.other()
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(self.settings, self.step, self.minutes)
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
-            loss, snr = losses(self.net, clean, known, self.membership, other)
-        self.optimiser.zero_grad(set_to_none=True)
-        (loss.sum() / (~snr.isnan()).sum()).backward()
-        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
-        self.optimiser.step()
-        decay = min(self.settings.ema, (self.step + 1) / (self.step + 10))
-        torch._foreach_lerp_(
-            list(self.average.parameters()), list(self.net.parameters()), 1 - decay
-        )
-        self.step += 1
-        self.seconds += clean.shape[0] * clean.shape[-1] / 22050
-        self.minutes += (time.process_time() - start) / 60
-        missing = self.net.stems + 1 - snr.shape[1]
-        return torch.nn.functional.pad(snr, (0, missing), value=math.nan)
+    def level(self, batch: Batch) -> Tensor:
+        """The number of given stems; -1 where there may be another part."""
+        given = batch["known"].sum(1)
+        return torch.full_like(given, -1) if "other" in batch else given
 
-    def save(self, path: Path) -> None:
-        """Writes the checkpoint to a temporary name, then renames it."""
-        state = {
-            "settings": asdict(self.settings),
-            "network": self.network,
-            "net": self.net.state_dict(),
-            "average": self.average.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "rng": json.dumps(self.rng.bit_generator.state),
-            **{key: getattr(self, key) for key in _COUNTERS},
-        }
-        temporary = path.with_suffix(".part")
-        torch.save(state, temporary)
-        os.replace(temporary, path)
+    def label(self, level: float) -> str:
+        """See `Task.label`."""
+        return "beside" if level < 0 else f"{level:.0f} given"
 
-    @classmethod
-    def resume(cls, path: Path, corpus: StemCorpus, others: StemCorpus | None = None) -> Training:
-        """Continues from a checkpoint."""
-        state = torch.load(path, weights_only=True)
-        training = cls(Settings(**state["settings"]), state["network"], corpus, others)
-        training.net.load_state_dict(state["net"])
-        training.average.load_state_dict(state["average"])
-        training.optimiser.load_state_dict(state["optimiser"])
-        training.rng.bit_generator.state = json.loads(state["rng"])
-        for key in _COUNTERS:
-            setattr(training, key, state[key])
-        training.songs = min(training.songs, len(corpus.songs))  # it may be another corpus
-        return training
+    @torch.no_grad()
+    def validate(self, net: nn.Module) -> dict[str, float]:
+        """Loss on fixed crops, with no stem given and with two."""
+        assert isinstance(net, SpectralRegressor)
+        device = net.sigma_data.device
+        found: dict[str, list[float]] = {"0 given": [], "2 given": []}
+        for number, crop in enumerate(self.crops):
+            clean = torch.from_numpy(crop)[None].to(device)
+            for values, given in zip(found.values(), (0, 2), strict=True):
+                known = torch.zeros(1, 4, dtype=torch.bool)
+                known[0, [(number + k) % 4 for k in range(given)]] = True
+                known = known.to(device)
+                loss, _ = losses(net, clean, known, self.membership.to(device))
+                values.append(float(loss.sum() / (~known).sum()))
+        return {name: round(float(np.mean(v)), 4) for name, v in found.items() if v}
+
+    def score(self, net: nn.Module) -> dict[str, float]:
+        """See `recipes.regressor.validation`; names like "bass", "bass, two given"."""
+        assert isinstance(net, SpectralRegressor)
+        if not len(self.crops):
+            return {}
+        found = validate(net, self.crops, others=self.beside)
+        scores = dict(zip(STEMS, found["none"], strict=True))
+        scores |= {f"{k}, two given": v for k, v in zip(STEMS, found["two"], strict=True)}
+        beside = zip((*STEMS, "other"), found.get("beside", []), strict=False)
+        return scores | {f"{k}, beside": v for k, v in beside}
+
+
+def resume(path: Path, corpus: StemCorpus, others: StemCorpus | None = None) -> Trainer:
+    """A run as it was when a checkpoint was written."""
+    state = trainer.load_state(path)
+    run = Trainer(RegressorTask(Settings(**state["settings"]), state["network"], corpus, others))
+    run.load(state)
+    return run
 
 
 def load_model(name: str) -> hub.Prior | hub.Regressor:
@@ -278,22 +305,18 @@ def backbone_of(model: hub.Prior | hub.Regressor) -> str:
     return str(model.info.config["network"]["class"]).removesuffix("Regressor")
 
 
-_COUNTERS = ("step", "minutes", "seconds", "songs", "initial")
-
-
 @click.command(help=__doc__)
 @click.option("--corpus", type=click.Path(path_type=Path), required=True, help="Corpus folder.")
-@click.option("--valid", type=click.Path(path_type=Path), help="Folder of validation songs.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Run folder.")
 @click.option("--others", type=click.Path(path_type=Path), help="Folder of the train, valid parts.")
 @click.option("--initial", default="none", show_default=True, help="A model, or 'none'.")
 @click.option(
-    "--minutes",
-    default=Settings.minutes,
+    "--steps",
+    default=Settings.steps,
     show_default=True,
-    help="Processor time of the whole run; given for a run that continues, it moves the end.",
+    help="Length of the run; given for a run that continues, it moves the end (and the decay).",
 )
-@click.option("--batch", default=Settings.batch, show_default=True)
+@click.option("--batch", default=Settings.batch, show_default=True, help="Over all processes.")
 @click.option("--seconds", default=3.99, show_default=True, help="Length of a crop.")
 @click.option(
     "--beside",
@@ -311,16 +334,13 @@ _COUNTERS = ("step", "minutes", "seconds", "songs", "initial")
     help="Network, without --initial.",
 )
 @click.option("--network", default="{}", help="Backbone arguments as JSON, without --initial.")
-@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
-@click.option("--save-minutes", default=4.0, show_default=True)
-@click.option("--validate-minutes", default=12.0, show_default=True)
+@training_options
 def main(
     corpus: Path,
-    valid: Path | None,
     out: Path,
     others: Path | None,
     initial: str,
-    minutes: float,
+    steps: int,
     batch: int,
     seconds: float,
     beside: float,
@@ -328,72 +348,40 @@ def main(
     seed: int,
     backbone: str,
     network: str,
-    precision: str,
-    save_minutes: float,
-    validate_minutes: float,
+    options: dict[str, Any],
 ) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    data = StemCorpus(corpus / "train")
-    parts = None if others is None else StemCorpus(others / "train")
     source = click.get_current_context().get_parameter_source
-    checkpoint = out / "checkpoint.pt"
-    if checkpoint.exists():
-        run = Training.resume(checkpoint, data, parts)
-        if source("minutes") is not click.core.ParameterSource.DEFAULT:
-            run.settings = replace(run.settings, minutes=minutes)
-        click.echo(f"continues at step {run.step}, minute {run.minutes:.1f}", err=True)
-    else:
-        samples = round(seconds * 22050 / 512) * 512
-        settings = Settings(
-            minutes=minutes, batch=batch, samples=samples, lr=lr, seed=seed,
-            beside=0.0 if parts is None else beside,
-        )  # fmt: skip
+
+    def make(state: dict[str, Any] | None) -> RegressorTask:
+        data = StemCorpus(corpus / "train")
+        crops = validation_crops(corpus / "valid", VALIDATION_SAMPLES)
+        parts, held_out = None, None
+        if others is not None:
+            parts = StemCorpus(others / "train")
+            held_out = validation_crops(others / "valid", VALIDATION_SAMPLES)
+            held_out = held_out * np.float32(10 ** (STEM_DB / 20))
+        if state is not None:
+            settings = Settings(**state["settings"])
+            if source("steps") is not click.core.ParameterSource.DEFAULT:
+                settings = replace(settings, steps=steps)
+            return RegressorTask(settings, state["network"], data, parts, None, crops, held_out)
         model = None if initial == "none" else load_model(initial)
-        args = {"backbone": json.loads(network), "stft": {"n_fft": 2048}}
+        settings = Settings(
+            steps=steps, batch=batch, samples=round(seconds * 22050 / 512) * 512, lr=lr, seed=seed,
+            beside=0.0 if parts is None else beside,
+            initial="" if model is None else f"{model.name} {model.sha256}",
+        )  # fmt: skip
+        args: dict[str, Any] = {"backbone": json.loads(network), "stft": {"n_fft": 2048}}
+        kind = backbone
         if model is not None:
-            args, backbone = arguments_of(model), backbone_of(model)
+            args, kind = arguments_of(model), backbone_of(model)
         if parts is not None:
             args["stft"] = {**args["stft"], "beside": BESIDE}
             args["backbone"] = {**args["backbone"], "parts": len(STEMS) + 1}
-        run = Training(settings, {"class": f"{backbone}Regressor", "args": args}, data, parts)
-        if model is None:
-            run.prepare()
-        else:
-            run.start_from(model)
-    crops = validation_crops(valid or corpus / "valid", 131_072)
-    held_out = None
-    if others is not None:
-        held_out = validation_crops(others / "valid", 131_072) * np.float32(10 ** (STEM_DB / 20))
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    saved = validated = logged = run.minutes
-    window: list[Tensor] = []
-    with (out / "log.jsonl").open("a", buffering=1) as log:
-        while run.minutes < run.settings.minutes:
-            window.append(run.advance(dtype))
-            last = run.minutes >= run.settings.minutes
-            if run.minutes - logged > 1 or last:
-                by_stem = torch.cat(window).nanmean(0).tolist()
-                line = {
-                    "step": run.step,
-                    "minutes": round(run.minutes, 2),
-                    "hours_seen": round(run.seconds / 3600, 3),
-                    "lr": learning_rate(run.settings, run.step, run.minutes),
-                    "songs": run.songs,
-                    "snr": [round(v, 3) for v in by_stem],
-                }
-                log.write(json.dumps(line) + "\n")
-                click.echo(str(line), err=True)
-                window.clear()
-                logged = run.minutes
-            if run.minutes - saved > save_minutes or last:
-                run.save(checkpoint)
-                run.songs = data.refresh()
-                saved = run.minutes
-            if run.minutes - validated > validate_minutes or last:
-                scores = validate(run.average, crops, dtype, held_out)
-                log.write(json.dumps({"step": run.step, "valid_si_sdri": scores}) + "\n")
-                click.echo(f"step {run.step} validation SI-SDRi {scores}", err=True)
-                validated = run.minutes
+        chosen = {"class": f"{kind}Regressor", "args": args}
+        return RegressorTask(settings, chosen, data, parts, model, crops, held_out)
+
+    train(make, out, options)
 
 
 if __name__ == "__main__":

@@ -9,15 +9,15 @@ import torch
 
 from mgdm_audio.metrics import si_sdr_improvement
 from mgdm_audio.nn import RegressorMean, SpectralRegressor
-from mgdm_audio.other import LEVEL, Spectrum
 from mgdm_audio.varispeed import Varispeed
+from recipes.regressor.loss import other_power
 
 
 @torch.no_grad()
 def validate(
     net: SpectralRegressor | RegressorMean,
     crops: np.ndarray,
-    precision: torch.dtype,
+    precision: torch.dtype | None = None,
     others: np.ndarray | None = None,
     speeds: int = 1,
 ) -> dict[str, list[float]]:
@@ -29,7 +29,7 @@ def validate(
     Arguments:
         net: the regressor.
         crops: of validation songs, (N, 4, T).
-        precision: of the network.
+        precision: of the network; None for that of the autocast around.
         others: other parts, (N, 1, T), for "beside".
         speeds: at which the network is asked where no stem is given, see `Varispeed`.
     """
@@ -68,23 +68,27 @@ def _estimate(
     net: SpectralRegressor | RegressorMean,
     crop: np.ndarray,
     known: np.ndarray,
-    precision: torch.dtype,
+    precision: torch.dtype | None,
     other: np.ndarray | None = None,
     speeds: int = 1,
 ) -> np.ndarray:
     """Estimated stems (K, T), with another part (1, T) in the mix (K + 1, T)."""
+    device = next(net.parameters()).device
     clean = torch.from_numpy(crop)[None]
-    mix, mask = clean.sum(1, keepdim=True), torch.from_numpy(known)[None]
+    mix, mask = clean.sum(1, keepdim=True), torch.from_numpy(known)[None].to(device)
     power = None
     if other is not None:
         mix = mix + torch.from_numpy(other)
-        power = Spectrum([mix[0, 0]]).at(net.frame.n_fft, LEVEL)
+        power = other_power(mix[0, 0], net.frame.n_fft).to(device)
+    clean, mix = clean.to(device), mix.to(device)
 
     def regress(mix: torch.Tensor, stems: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+        if precision is None:
+            return net(mix, stems, known, power)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
             return net(mix, stems, known, power)
 
     stems = Varispeed(regress, speeds)(mix, clean, mask)
     if other is not None:
         stems = torch.cat([stems, mix - stems.sum(1, keepdim=True)], dim=1)
-    return stems[0].numpy()
+    return stems[0].float().cpu().numpy()

@@ -145,7 +145,7 @@ def run(trainer: Trainer, out: Path, options: dict[str, Any]) -> None:
 def report(trainer: Trainer, window: Window, log: Log | None, minutes: float, steps: int) -> None:
     """Writes the losses since the last line, and says how the run goes."""
     settings = trainer.settings
-    loss, stems = window.summary(trainer.processes)
+    loss, stems = window.summary(trainer.processes, trainer.task.label)
     if log is not None:
         log.write(
             {

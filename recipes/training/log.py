@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from recipes.training.processes import Processes
@@ -35,17 +37,24 @@ class Window:
         self.losses.append(losses)
         self.levels.append(levels)
 
-    def summary(self, processes: Processes) -> tuple[dict[str, float], list[float]]:
-        """Mean loss by noise level, and by stem, and a fresh start."""
-        own = (torch.cat(self.losses).cpu(), torch.cat(self.levels).cpu())
+    def summary(
+        self, processes: Processes, label: Callable[[float], str] = level_name
+    ) -> tuple[dict[str, float], list[float]]:
+        """Mean loss by what the levels are called, and by stem, and a fresh start.
+
+        Losses that are NaN, or are there in other steps alone, do not count.
+        """
+        width = max(losses.shape[1] for losses in self.losses)
+        full = [F.pad(x, (0, width - x.shape[1]), value=math.nan) for x in self.losses]
+        own = (torch.cat(full).cpu(), torch.cat(self.levels).cpu())
         self.losses, self.levels = [], []
         parts = processes.gather(own)
         losses, levels = (torch.cat([part[i] for part in parts]) for i in range(2))
         by_level: dict[str, list[float]] = defaultdict(list)
-        for loss, level in zip(losses.mean(1).tolist(), levels.tolist(), strict=True):
-            by_level[level_name(level)].append(loss)
+        for loss, level in zip(losses.nanmean(1).tolist(), levels.tolist(), strict=True):
+            by_level[label(level)].append(loss)
         means = {name: round(float(np.mean(v)), 4) for name, v in sorted(by_level.items())}
-        return means, [round(v, 4) for v in losses.mean(0).tolist()]
+        return means, [round(v, 4) for v in losses.nanmean(0).tolist()]
 
 
 class Log:
@@ -110,7 +119,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def chart(lines: list[dict[str, Any]], stems: tuple[str, ...], path: Path) -> None:
-    """Draws training loss by noise level and by stem, validation loss, separation score (PNG)."""
+    """Draws training loss by level and by stem, validation loss, separation score (PNG)."""
     from matplotlib.figure import Figure
 
     curves: dict[str, dict[str, list[tuple[int, float]]]] = {
@@ -122,8 +131,8 @@ def chart(lines: list[dict[str, Any]], stems: tuple[str, ...], path: Path) -> No
             for name, value in named.get(group, {}).items():
                 by_name[name].append((line["step"], value))
     titles = {
-        "loss": "training loss by noise level", "stems": "training loss by stem",
-        "valid": "validation loss by noise level", "score": "SI-SDRi of active stems / dB",
+        "loss": "training loss", "stems": "training loss by stem",
+        "valid": "validation loss", "score": "SI-SDRi of active stems / dB",
     }  # fmt: skip
     figure = Figure(figsize=(11, 8), layout="constrained")
     for axes, (group, by_name) in zip(figure.subplots(2, 2).flat, curves.items(), strict=True):

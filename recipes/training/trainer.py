@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
+from recipes.training.log import level_name
 from recipes.training.processes import Processes
 
 FORMAT = 2
@@ -88,8 +90,9 @@ class Task(ABC):
     def build(self) -> nn.Module:
         """A network with fresh weights from the global generator."""
 
-    def prepare(self, net: nn.Module) -> None:  # noqa: B027 (most tasks measure nothing)
-        """Measures on the data what the network needs to know, at the start of a run."""
+    def prepare(self, net: nn.Module) -> None:  # noqa: B027 (some tasks need nothing)
+        """Measures on the data what the network needs to know, or gives it another one's weights,
+        at the start of a run."""
 
     @abstractmethod
     def optimiser(self, net: nn.Module) -> torch.optim.Optimizer:
@@ -112,11 +115,15 @@ class Task(ABC):
 
     @abstractmethod
     def losses(self, net: nn.Module, batch: Batch) -> Tensor:
-        """Loss of each item and stem, (B, K)."""
+        """Loss of each item and stem, (B, K); NaN of a stem that is not asked for."""
 
     @abstractmethod
     def level(self, batch: Batch) -> Tensor:
-        """A noise level of each item, (B,), under which its loss is logged."""
+        """A noise level of each item, (B,), or another number under which its loss is logged."""
+
+    def label(self, level: float) -> str:
+        """What the losses of a level are called in the log."""
+        return level_name(level)
 
     @abstractmethod
     def validate(self, net: nn.Module) -> dict[str, float]:
@@ -191,6 +198,7 @@ class Trainer:
         self.optimiser = task.optimiser(self.net)
         self.step = 0
         self.seconds = 0.0  # of audio seen
+        self.minutes = 0.0  # spent on steps, by the clock
         self.restart: int | None = None  # step at which the moments were last lost
         self.songs = task.songs()
         self._batches: Iterator[Batch] | None = None
@@ -208,10 +216,9 @@ class Trainer:
         return self.task.network
 
     def prepare(self) -> None:
-        """Measures what the network needs to know of the data; the same in every process."""
+        """Gives the network what it needs to start; the same in every process."""
         self.task.prepare(self.net)
-        for own, averaged in zip(self.net.buffers(), self.average.buffers(), strict=True):
-            averaged.copy_(own)
+        self.average.load_state_dict(self.net.state_dict())
 
     def rate(self) -> float:
         """The learning rate of the next step."""
@@ -251,11 +258,12 @@ class Trainer:
         """One optimiser step.
 
         Returns:
-            Losses (b, K) and noise levels (b,) of this process's share of the batch.
+            Losses (b, K) and levels (b,) of this process's share of the batch.
 
         Raises:
             FloatingPointError: if the gradient is not finite; the weights are as before the step.
         """
+        start = time.monotonic()
         if self._batches is None:
             self._batches = self._loader()
         for group in self.optimiser.param_groups:
@@ -276,7 +284,7 @@ class Trainer:
                 with self.autocast():
                     loss = self._loss(batch)
                 # Processes' gradients are averaged: each stands for its share of the batch.
-                (loss.sum() / (self.share * loss.shape[1])).backward()
+                (loss.nansum() / (self.share * loss.shape[1])).backward()
             losses.append(loss.detach())
             levels.append(self.task.level(batch))
         norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.task.clip or float("inf"))
@@ -292,6 +300,7 @@ class Trainer:
         )
         self.step += 1
         self.seconds += self.settings.batch * self.settings.samples / 22050
+        self.minutes += (time.monotonic() - start) / 60
         return torch.cat(losses), torch.cat(levels)
 
     def refresh(self) -> None:
@@ -315,6 +324,7 @@ class Trainer:
             "optimiser": self.optimiser.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
+            "minutes": self.minutes,
             "songs": self.songs,
             "restart": self.restart,
         }
@@ -340,7 +350,7 @@ class Trainer:
         self.average.load_state_dict(state["average"])
         if state["optimiser"] is not None:
             self.optimiser.load_state_dict(state["optimiser"])
-        self.restart = state.get("restart")
+        self.restart, self.minutes = state.get("restart"), state.get("minutes", 0.0)
         self.step, self.seconds, self.songs = state["step"], state["seconds"], state["songs"]
         self._batches = None
 
