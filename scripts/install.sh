@@ -36,6 +36,12 @@ if [ "$extra" = test ] && ! { command -v ffmpeg && command -v ffprobe; } >/dev/n
             "ffmpeg as root); the tests of BSS Eval scores will be skipped"
 fi
 
+if [ "$extra" = test ] && ! { command -v chromium && command -v chromedriver; } >/dev/null; then
+    system_install chromium chromium-driver ||
+        say "chromium and chromedriver are missing and cannot be installed from here; the tests that" \
+            "drive the pages in a browser will be skipped"
+fi
+
 # What the environment was made from: a change of any of it installs again.
 state="$(cat setup.cfg pyproject.toml scripts/install.sh; pwd)"
 stamp() { echo ".venv/.installed${1:+-$1}"; }
