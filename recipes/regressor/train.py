@@ -210,8 +210,12 @@ class RegressorTask(trainer.Task):
         assert isinstance(net, SpectralRegressor)
         beside = (batch["other"], batch["power"]) if "other" in batch else None
         clean, known = batch["clean"], batch["known"]
-        loss, snr = losses(net, clean, known, self.membership.to(clean.device), beside)
-        return torch.where(snr.isnan(), math.nan, loss)
+        return losses(net, clean, known, self.membership.to(clean.device), beside)[0]
+
+    def asked(self, batch: Batch) -> Tensor:
+        """The stems that are not given, and what is beside them."""
+        unknown = ~batch["known"]
+        return nn.functional.pad(unknown, (0, 1), value=True) if "other" in batch else unknown
 
     def level(self, batch: Batch) -> Tensor:
         """The number of given stems; -1 where there may be another part."""

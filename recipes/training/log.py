@@ -42,7 +42,7 @@ class Window:
     ) -> tuple[dict[str, float], list[float]]:
         """Mean loss by what the levels are called, and by stem, and a fresh start.
 
-        Losses that are NaN, or are there in other steps alone, do not count.
+        Losses that are NaN, not asked for, or are there in other steps alone, do not count.
         """
         width = max(losses.shape[1] for losses in self.losses)
         full = [F.pad(x, (0, width - x.shape[1]), value=math.nan) for x in self.losses]

@@ -9,6 +9,7 @@ changes what is learnt (up to the order in which floating point numbers are adde
 from __future__ import annotations
 
 import copy
+import math
 import os
 import time
 from abc import ABC, abstractmethod
@@ -115,7 +116,12 @@ class Task(ABC):
 
     @abstractmethod
     def losses(self, net: nn.Module, batch: Batch) -> Tensor:
-        """Loss of each item and stem, (B, K); NaN of a stem that is not asked for."""
+        """Loss of each item and stem, (B, K)."""
+
+    def asked(self, batch: Batch) -> Tensor | None:
+        """Which of the losses mean something, bool (B, K): the others, 0, are not logged. None for
+        all."""
+        return None
 
     @abstractmethod
     def level(self, batch: Batch) -> Tensor:
@@ -258,7 +264,8 @@ class Trainer:
         """One optimiser step.
 
         Returns:
-            Losses (b, K) and levels (b,) of this process's share of the batch.
+            Losses (b, K), NaN where none was asked for, and levels (b,) of this process's share of
+            the batch.
 
         Raises:
             FloatingPointError: if the gradient is not finite; the weights are as before the step.
@@ -284,8 +291,10 @@ class Trainer:
                 with self.autocast():
                     loss = self._loss(batch)
                 # Processes' gradients are averaged: each stands for its share of the batch.
-                (loss.nansum() / (self.share * loss.shape[1])).backward()
-            losses.append(loss.detach())
+                (loss.sum() / (self.share * loss.shape[1])).backward()
+            asked = self.task.asked(batch)
+            loss = loss.detach()
+            losses.append(loss if asked is None else torch.where(asked, loss, math.nan))
             levels.append(self.task.level(batch))
         norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.task.clip or float("inf"))
         if not bool(torch.isfinite(norm)):
