@@ -6,13 +6,14 @@ kept at the prior's rate, in memory or in a temporary file, and is read at will.
 
 from __future__ import annotations
 
-__all__ = ["ArraySource", "Heard", "Source"]
+__all__ = ["ArraySource", "Given", "Heard", "Source", "in_memory"]
 
 import hashlib
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ from torch import Tensor
 
 from mgdm_audio import audio
 from mgdm_audio.stream import Spool
+
+Given = str | os.PathLike[str] | NDArray[Any] | Tensor
+"""What a recording is taken from: a file, or samples in memory."""
 
 
 class Source(Protocol):
@@ -69,6 +73,65 @@ class ArraySource:
         """See `Source`."""
         for start in range(0, self.samples.shape[1], audio.BLOCK):
             yield self.samples[:, start : start + audio.BLOCK]
+
+
+def in_memory(
+    source: Given, sample_rate: int | None
+) -> tuple[ArraySource, Callable[[Tensor], Any]]:
+    """A recording that was given, and the way from a result (C, T) back to its kind and shape.
+
+    Arguments:
+        source: path of a file; or samples, (T,) or (C, T), see `Separator.separate`.
+        sample_rate: in hertz, required for samples, not allowed for files.
+
+    Raises:
+        AudioError: for a file or samples that cannot be used.
+        ValueError: for a rate that is missing, or not allowed.
+        TypeError: for a source of another type.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        if sample_rate is not None:
+            raise ValueError("sample_rate is read from the file; give it only with samples")
+        read = audio.read(source)
+        kept = ArraySource(read.samples, read.sample_rate, read.subtype, read.warnings)
+        return kept, lambda x: x.numpy()
+    if not isinstance(source, (np.ndarray, Tensor)):
+        raise TypeError(
+            f"expected a path, a NumPy array or a torch tensor, got {type(source).__name__}"
+        )
+    if sample_rate is None or sample_rate < 1:
+        raise ValueError(f"samples need their sample_rate in hertz, got {sample_rate}")
+    kind = source
+    array = source.detach().cpu().numpy() if isinstance(source, Tensor) else source
+    if array.ndim not in (1, 2) or array.size == 0:
+        raise audio.AudioError(
+            f"samples must have shape (T,) or (C, T) and not be empty, got {array.shape}"
+        )
+    if array.ndim == 2 and array.shape[0] > max(32, array.shape[1]):
+        raise audio.AudioError(
+            f"samples must have shape (C, T), channels first, got {array.shape}; transpose them"
+        )
+    if array.dtype.kind == "i":
+        array = array / -float(np.iinfo(array.dtype).min)
+    elif array.dtype.kind != "f":
+        raise audio.AudioError(f"samples must be floats or signed integers, got {array.dtype}")
+    if not np.isfinite(array).all():
+        first = int(np.argwhere(~np.isfinite(np.atleast_2d(array)).all(0))[0, 0])
+        raise audio.AudioError(
+            f"samples must be finite, got NaN or infinity at sample {first} "
+            f"({first / sample_rate:.6f} s)"
+        )
+    dtype = np.float64 if array.dtype == np.float64 and kind.dtype in _DOUBLE else np.float32
+    samples = np.array(np.atleast_2d(array), dtype=dtype, order="C")
+
+    def restore(x: Tensor) -> Any:
+        shaped = x.reshape(kind.shape)
+        return shaped.to(kind.device) if isinstance(kind, Tensor) else shaped.numpy()
+
+    return ArraySource(samples, sample_rate), restore
+
+
+_DOUBLE = (np.dtype("float64"), torch.float64)
 
 
 class Heard:

@@ -25,10 +25,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
-from mgdm_audio import audio, batch, hub, samplers, write
+from mgdm_audio import batch, hub, samplers, write
 from mgdm_audio.cost import QUALITIES
 from mgdm_audio.denoise import CountingDenoiser, Denoiser
 from mgdm_audio.draws import SeededDraws
@@ -36,14 +35,12 @@ from mgdm_audio.models import Models
 from mgdm_audio.operators import Mask, Mixture, PointwiseOperator, Stack
 from mgdm_audio.other import NAME, Spectrum, WithOther
 from mgdm_audio.precision import choose_precision
-from mgdm_audio.recording import ArraySource
+from mgdm_audio.recording import Given, in_memory
 from mgdm_audio.regress import Answers, WithRegressor
 from mgdm_audio.samplers.base import Problem, Sampler
 from mgdm_audio.song import Callback, Job, Settings, Song
 from mgdm_audio.store import MemoryStore
 from mgdm_audio.varispeed import Varispeed
-
-Source = str | os.PathLike[str] | NDArray[Any] | Tensor
 
 WINDOW = 262_144
 """Samples of a window at the prior's rate (11.9 s at 22.05 kHz)."""
@@ -246,7 +243,7 @@ class Separator:
 
     def separate(
         self,
-        source: Source,
+        source: Given,
         sample_rate: int | None = None,
         *,
         seed: int | None = None,
@@ -271,7 +268,7 @@ class Separator:
         """
         start = time.monotonic()
         seed = draw_seed() if seed is None else seed
-        recording, restore = _recording(source, sample_rate)
+        recording, restore = in_memory(source, sample_rate)
         song = Song(
             recording, self.song_settings, check_seed(seed), MemoryStore(),
             self.sampler.cost().calls, callback,
@@ -407,52 +404,3 @@ def stats(song: Song, seconds: float) -> dict[str, Any]:
         "seconds": seconds,
         "real_time_factor": seconds / length,
     }
-
-
-def _recording(
-    source: Source, sample_rate: int | None
-) -> tuple[ArraySource, Callable[[Tensor], Any]]:
-    """A source as (C, T) samples, and the way from a result (C, T) back to its kind and shape."""
-    if isinstance(source, (str, os.PathLike)):
-        if sample_rate is not None:
-            raise ValueError("sample_rate is read from the file; give it only with samples")
-        read = audio.read(source)
-        kept = ArraySource(read.samples, read.sample_rate, read.subtype, read.warnings)
-        return kept, lambda x: x.numpy()
-    if not isinstance(source, (np.ndarray, Tensor)):
-        raise TypeError(
-            f"expected a path, a NumPy array or a torch tensor, got {type(source).__name__}"
-        )
-    if sample_rate is None or sample_rate < 1:
-        raise ValueError(f"samples need their sample_rate in hertz, got {sample_rate}")
-    kind = source
-    array = source.detach().cpu().numpy() if isinstance(source, Tensor) else source
-    if array.ndim not in (1, 2) or array.size == 0:
-        raise audio.AudioError(
-            f"samples must have shape (T,) or (C, T) and not be empty, got {array.shape}"
-        )
-    if array.ndim == 2 and array.shape[0] > max(32, array.shape[1]):
-        raise audio.AudioError(
-            f"samples must have shape (C, T), channels first, got {array.shape}; transpose them"
-        )
-    if array.dtype.kind == "i":
-        array = array / -float(np.iinfo(array.dtype).min)
-    elif array.dtype.kind != "f":
-        raise audio.AudioError(f"samples must be floats or signed integers, got {array.dtype}")
-    if not np.isfinite(array).all():
-        first = int(np.argwhere(~np.isfinite(np.atleast_2d(array)).all(0))[0, 0])
-        raise audio.AudioError(
-            f"samples must be finite, got NaN or infinity at sample {first} "
-            f"({first / sample_rate:.6f} s)"
-        )
-    dtype = np.float64 if array.dtype == np.float64 and kind.dtype in _DOUBLE else np.float32
-    samples = np.array(np.atleast_2d(array), dtype=dtype, order="C")
-
-    def restore(x: Tensor) -> Any:
-        shaped = x.reshape(kind.shape)
-        return shaped.to(kind.device) if isinstance(kind, Tensor) else shaped.numpy()
-
-    return ArraySource(samples, sample_rate), restore
-
-
-_DOUBLE = (np.dtype("float64"), torch.float64)
