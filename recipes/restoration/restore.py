@@ -266,6 +266,8 @@ def main(
     names = {c.name for c in chosen}
     rows = [r for r in rows if r["clip"] in names and r["preset"] == preset]
     rows = [r for r in rows if r["model"] == prior.sha256]
+    shown = f"{len(names)} clips of {seconds:g} s of {data.name}, preset `{preset}`, {precision}"
+    click.echo(f"{shown}, prior {prior.sha256[:8]}\n")
     for what in ("mix", "stem"):
         click.echo(table(rows, what) + "\n")
 
