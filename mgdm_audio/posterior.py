@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from mgdm_audio.separate import Separator
 
 _SURE: dict[str, Any] = {
-    "method": "mgdm", "preset": "default", "warm_start": "regressor", "warm_sigma": 0.3,
+    "method": "mgdm", "preset": "warm", "warm_start": "regressor", "warm_sigma": 0.03,
 }  # fmt: skip
+_ANEW: dict[str, Any] = _SURE | {"preset": "default", "warm_sigma": 0.3}
 _UNSURE: dict[str, Any] = {
     "method": "ding", "preset": "default", "warm_start": "regressor", "warm_sigma": 1.0,
 }  # fmt: skip
@@ -37,13 +38,14 @@ _UNSURE: dict[str, Any] = {
 DEFAULTS: dict[str, dict[str, Any]] = {
     "known": _SURE,
     "also": _SURE,
-    "redo": _SURE,
+    "redo": _ANEW,
     "samples": _UNSURE,
     "generate": {"method": "ding", "preset": "default"},
 }
 """What decides a draw, by what is asked. One draw shall be near to the truth, and begins with the
-regressor's estimate as a separation does; several shall differ by what they do not know, which
-takes DING and a start from high noise (docs/uncertainty.md has the figures)."""
+regressor's estimate as a separation does; one that is drawn anew shall be another, and begins
+higher; several shall differ by what they do not know, which takes DING and a start from high noise
+(docs/uncertainty.md has the figures)."""
 
 SPREAD_OVER_ERROR = 0.62
 """Spread of several draws by `DEFAULTS` over the error of their mean, with the shipped models on
@@ -85,6 +87,10 @@ def separator_for(task: str, model: Any = None, **options: Any) -> Separator:
     from mgdm_audio.separate import Separator
 
     chosen = dict(DEFAULTS[task])
+    another = options.get("preset", "warm") != "warm"
+    if chosen["preset"] == "warm" and (another or model is not None):
+        # Presets that are not for a low start have too few levels below it.
+        chosen = dict(_ANEW)
     if model is not None:
         del chosen["warm_start"], chosen["warm_sigma"]
     return Separator(model, **(chosen | options))

@@ -7,7 +7,7 @@ from posteriors import K, exact_posterior, oracle
 from mgdm_audio.degradations import Clip
 from mgdm_audio.evidence import Evidence
 from mgdm_audio.filters import LowPass
-from mgdm_audio.posterior import active_level, draw
+from mgdm_audio.posterior import DEFAULTS, active_level, draw, separator_for
 
 T = 16
 SONG = oracle(T).prior.denoise.draw(5)
@@ -180,3 +180,17 @@ def test_active_level_leaves_silence_out():
 def test_errors_say_what_was_expected(call, text):
     with pytest.raises(ValueError, match=text):
         call()
+
+
+def test_a_start_that_the_preset_has_levels_for(prior):
+    """A low start from the regressor by the preset made for it; a high one by others; none where
+    there is no regressor for the prior."""
+    known = separator_for("known", precision="float32")
+    assert known.preset == "warm"
+    assert known.sampler.sigma == DEFAULTS["known"]["warm_sigma"] == 0.03
+    best = separator_for("known", preset="best", precision="float32")
+    assert best.preset == "best"
+    assert best.sampler.sigma == DEFAULTS["redo"]["warm_sigma"] == 0.3
+    alone = separator_for("also", prior, precision="float32")
+    assert alone.preset == "default"
+    assert alone.sampler.name == "mgdm"
