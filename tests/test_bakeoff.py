@@ -87,7 +87,7 @@ def test_the_common_error_is_the_loss_of_the_shipped_input():
         loss = edm_loss(net, torch.from_numpy(crop), noise, torch.full((1, 4), sigma)).mean()
         # Bins that are no signal's own are lost on the way through the waveform.
         assert found[f"{sigma:g}"] == pytest.approx(float(loss.detach()), rel=0.2)
-        assert found[f"{sigma:g}"] <= float(loss)
+        assert found[f"{sigma:g}"] <= float(loss.detach())
 
 
 def test_the_rate_rises_stays_and_falls():

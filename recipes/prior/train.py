@@ -12,7 +12,6 @@ fixed corpus a continued run equals an uninterrupted one. Several GPUs are used 
 from __future__ import annotations
 
 import json
-import math
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from recipes.prior.data import Augmentation, StemCorpus, validation_crops
 from recipes.training import trainer
 from recipes.training.command import train, training_options
 from recipes.training.log import LEVELS
+from recipes.training.optimiser import adamw, warm_cosine
 from recipes.training.scoring import separation_score
 from recipes.training.trainer import Batch, Trainer
 
@@ -98,11 +98,10 @@ def measure_sigma_data(net: SpectralDenoiser, crops: list[np.ndarray]) -> Tensor
 
 
 def learning_rate(settings: Settings, step: int) -> float:
-    """Warm-up over 300 steps, constant, then a cosine down to 1 %."""
-    warm = min(1.0, (step + 1) / 300)
-    start = settings.decay_from * settings.steps
-    done = min(1.0, max(0.0, (step - start) / max(1.0, settings.steps - start)))
-    return settings.lr * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+    """See `warm_cosine`, here with a warm-up over 300 steps."""
+    return warm_cosine(
+        step, steps=settings.steps, lr=settings.lr, warm=300, decay_from=settings.decay_from
+    )
 
 
 class PriorTask(trainer.Task):
@@ -154,13 +153,7 @@ class PriorTask(trainer.Task):
 
     def optimiser(self, net: nn.Module) -> torch.optim.Optimizer:
         """See `Task.optimiser`."""
-        matrices = [p for p in net.parameters() if p.ndim >= 2]
-        vectors = [p for p in net.parameters() if p.ndim < 2]
-        return torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}],
-            lr=self.settings.lr,
-            betas=(0.9, 0.99),
-        )
+        return adamw(net, self.settings.lr)
 
     def rate(self, step: int) -> float:
         """See `learning_rate`."""

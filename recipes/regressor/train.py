@@ -16,7 +16,6 @@ from its last checkpoint by the same command. Several GPUs are used by the same 
 from __future__ import annotations
 
 import json
-import math
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +35,7 @@ from recipes.regressor.loss import bands, losses, other_power
 from recipes.regressor.validation import validate
 from recipes.training import trainer
 from recipes.training.command import train, training_options
+from recipes.training.optimiser import adamw, warm_cosine
 from recipes.training.trainer import Batch, Trainer
 
 BESIDE = 60.0  # label of the unknown stems where the mix may hold another part
@@ -85,11 +85,10 @@ def measure_sigma_data(net: SpectralRegressor, crops: list[np.ndarray]) -> Tenso
 
 
 def learning_rate(settings: Settings, step: int) -> float:
-    """Warm-up over 100 steps, constant, then a cosine down to 1 %."""
-    warm = min(1.0, (step + 1) / 100)
-    start = settings.decay_from * settings.steps
-    done = min(1.0, max(0.0, (step - start) / max(1.0, settings.steps - start)))
-    return settings.lr * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+    """See `warm_cosine`, here with a warm-up over 100 steps."""
+    return warm_cosine(
+        step, steps=settings.steps, lr=settings.lr, warm=100, decay_from=settings.decay_from
+    )
 
 
 class RegressorTask(trainer.Task):
@@ -158,13 +157,7 @@ class RegressorTask(trainer.Task):
 
     def optimiser(self, net: nn.Module) -> torch.optim.Optimizer:
         """See `Task.optimiser`."""
-        matrices = [p for p in net.parameters() if p.ndim >= 2]
-        vectors = [p for p in net.parameters() if p.ndim < 2]
-        return torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}],
-            lr=self.settings.lr,
-            betas=(0.9, 0.99),
-        )
+        return adamw(net, self.settings.lr)
 
     def rate(self, step: int) -> float:
         """See `learning_rate`."""
