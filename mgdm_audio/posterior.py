@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _SURE: dict[str, Any] = {
     "method": "mgdm", "preset": "warm", "warm_start": "regressor", "warm_sigma": 0.03,
 }  # fmt: skip
-_ANEW: dict[str, Any] = _SURE | {"preset": "default", "warm_sigma": 0.3}
+_HIGH: dict[str, Any] = {"preset": "default", "warm_sigma": 0.3}
 _UNSURE: dict[str, Any] = {
     "method": "ding", "preset": "default", "warm_start": "regressor", "warm_sigma": 1.0,
 }  # fmt: skip
@@ -38,7 +38,7 @@ _UNSURE: dict[str, Any] = {
 DEFAULTS: dict[str, dict[str, Any]] = {
     "known": _SURE,
     "also": _SURE,
-    "redo": _ANEW,
+    "redo": _SURE | _HIGH,
     "samples": _UNSURE,
     "generate": {"method": "ding", "preset": "default"},
 }
@@ -87,10 +87,10 @@ def separator_for(task: str, model: Any = None, **options: Any) -> Separator:
     from mgdm_audio.separate import Separator
 
     chosen = dict(DEFAULTS[task])
-    another = options.get("preset", "warm") != "warm"
-    if chosen["preset"] == "warm" and (another or model is not None):
-        # Presets that are not for a low start have too few levels below it.
-        chosen = dict(_ANEW)
+    own = all(options.get(name, chosen[name]) == chosen[name] for name in ("method", "preset"))
+    if chosen["preset"] == "warm" and (model is not None or not own):
+        # No other preset or method has levels enough below so low a start.
+        chosen |= _HIGH
     if model is not None:
         del chosen["warm_start"], chosen["warm_sigma"]
     return Separator(model, **(chosen | options))

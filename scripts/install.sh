@@ -36,7 +36,7 @@ if [ "$extra" = test ] && ! { command -v ffmpeg && command -v ffprobe; } >/dev/n
             "ffmpeg as root); the tests of BSS Eval scores will be skipped"
 fi
 
-if [ "$extra" = test ] && ! { command -v chromium && command -v chromedriver; } >/dev/null; then
+if [ "$extra" = test ] && ! { command -v chromium google-chrome && command -v chromedriver; } >/dev/null; then
     system_install chromium chromium-driver ||
         say "chromium and chromedriver are missing and cannot be installed from here; the tests that" \
             "drive the pages in a browser will be skipped"

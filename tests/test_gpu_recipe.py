@@ -94,7 +94,7 @@ def test_pieces_fit_the_limit_of_a_transfer():
 # -- bundle --------------------
 
 
-def test_table_of_the_sounds_that_travel():
+def test_table_of_the_sounds_that_travel(tmp_path: Path) -> None:
     text, rows = bundle.rows_of(bundle.PACKAGES)
     assert {row["package"] for row in rows} == set(bundle.PACKAGES)
     for split in ("train", "valid"):
@@ -105,7 +105,7 @@ def test_table_of_the_sounds_that_travel():
     _, others = bundle.rows_of(bundle.PACKAGES, bundle.OTHERS)
     assert {row["split"] for row in others} == {"train", "valid"}
     with pytest.raises(ValueError, match="no sources of deb:nothing"):
-        bundle.rows_of(("deb:nothing",))
+        bundle.bundle(tmp_path / "out", ("deb:nothing",), tmp_path)
 
 
 def test_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,6 +191,8 @@ def test_a_start_that_the_preset_has_levels_for(prior):
     best = separator_for("known", preset="best", precision="float32")
     assert best.preset == "best"
     assert best.sampler.sigma == DEFAULTS["redo"]["warm_sigma"] == 0.3
+    ddnm = separator_for("known", method="ddnm", precision="float32")
+    assert (ddnm.preset, ddnm.sampler.sigma) == ("default", 0.3)
     alone = separator_for("also", prior, precision="float32")
     assert alone.preset == "default"
     assert alone.sampler.name == "mgdm"

@@ -20,7 +20,7 @@ from recipes.prior.data import (
     validation_crops,
 )
 from recipes.prior.export import export
-from recipes.prior.train import PriorTask, Settings, edm_loss, learning_rate, resume
+from recipes.prior.train import PriorTask, Settings, edm_loss, resume
 from recipes.training.trainer import Runtime, Trainer, item_generator
 
 NETWORK = {
@@ -132,9 +132,9 @@ def test_loss_of_the_gaussian_part_is_one(corpus):
     assert torch.allclose(loss, torch.ones_like(loss), atol=0.08)
 
 
-def test_learning_rate_ends_low():
+def test_learning_rate_ends_low(corpus):
     settings = Settings(steps=1000)
-    rates = [learning_rate(settings, step) for step in range(1000)]
+    rates = list(map(PriorTask(settings, NETWORK, corpus).rate, range(1000)))
     assert max(rates) == settings.lr
     assert rates[0] < 0.01 * settings.lr
     assert rates[-1] < 0.011 * settings.lr

@@ -23,7 +23,6 @@ from recipes.regressor.train import (
     RegressorTask,
     Settings,
     arguments_of,
-    learning_rate,
     load_model,
     main,
     resume,
@@ -147,13 +146,14 @@ def test_stems_that_are_given_have_no_loss(corpus):
     assert torch.equal(run.task.level(batch), batch["known"].sum(1))
 
 
-def test_learning_rate_ends_with_the_steps():
+def test_learning_rate_ends_with_the_steps(corpus):
     settings = Settings(steps=1000)
-    rates = [learning_rate(settings, step) for step in range(100, 1001)]
+    task = RegressorTask(settings, NETWORK, corpus)
+    rates = list(map(task.rate, range(100, 1001)))
     assert rates[0] == settings.lr
     assert rates[-1] == pytest.approx(0.01 * settings.lr)
     assert all(a >= b for a, b in pairwise(rates))
-    assert learning_rate(settings, 0) == pytest.approx(0.01 * settings.lr)
+    assert task.rate(0) == pytest.approx(0.01 * settings.lr)
 
 
 def test_starts_from_a_prior_and_is_exported(corpus, tmp_path):

@@ -320,7 +320,8 @@ def main(
                 line["errors"] = denoising_errors(net, scale, crops, dtype)
             else:
                 assert isinstance(net, SpectralRegressor)
-                line["si_sdri"] = validate(net, crops, dtype)["none"]
+                with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                    line["si_sdri"] = validate(net, crops)["none"]
             with store.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             lines.append(line)

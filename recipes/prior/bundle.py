@@ -41,17 +41,11 @@ LIMIT = 64 * 2**20
 
 
 def rows_of(packages: tuple[str, ...], table: Path = TABLE) -> tuple[str, list[dict[str, str]]]:
-    """A table of sources with the rows of some packages alone, as text and as rows.
-
-    Raises:
-        ValueError: if a package has no row in the table of stems.
-    """
+    """A table of sources with the rows of some packages alone, as text and as rows."""
     with table.open(newline="") as stream:
         reader = csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
         rows = [row for row in reader if row["package"] in packages]
         names = list(reader.fieldnames or [])
-    if table == TABLE and (unknown := set(packages) - {row["package"] for row in rows}):
-        raise ValueError(f"{TABLE} has no sources of {', '.join(sorted(unknown))}")
     out = io.StringIO()
     writer = csv.DictWriter(
         out, names, delimiter="\t", quoting=csv.QUOTE_NONE, lineterminator="\n", quotechar=None
@@ -96,9 +90,12 @@ def bundle(
         root: where the Debian packages are installed.
 
     Raises:
-        ValueError: if a file is not there, or a source is not a soundfont.
+        ValueError: if a package has no sounds of stems, a file is not there, or a source is not a
+            soundfont.
     """
     table, rows = rows_of(packages)
+    if unknown := set(packages) - {row["package"] for row in rows}:
+        raise ValueError(f"{TABLE} has no sources of {', '.join(sorted(unknown))}")
     if odd := {row["kind"] for row in rows} - {"sf2", "model"}:
         raise ValueError(f"sources of the kinds {', '.join(sorted(odd))} do not travel")
     wanted = {row["file"]: row["package"] for row in rows if row["kind"] == "sf2"}

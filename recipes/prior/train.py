@@ -27,11 +27,11 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from mgdm_audio import STEMS
 from mgdm_audio.nn import SpectralDenoiser, build
 from recipes.prior.data import Augmentation, StemCorpus, validation_crops
-from recipes.training import trainer
+from recipes.training import songs, trainer
 from recipes.training.command import train, training_options
 from recipes.training.log import LEVELS
-from recipes.training.optimiser import adamw, warm_cosine
 from recipes.training.scoring import separation_score
+from recipes.training.songs import SongTask
 from recipes.training.trainer import Batch, Trainer
 
 SIGMA_MIN, SIGMA_MAX = 3e-4, 20.0
@@ -40,7 +40,7 @@ SCORED = 8  # validation crops of the quick separation score
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(trainer.Settings):
+class Settings(songs.Settings):
     """Everything that decides the run, kept with the checkpoint.
 
     Arguments:
@@ -97,14 +97,7 @@ def measure_sigma_data(net: SpectralDenoiser, crops: list[np.ndarray]) -> Tensor
     return (padded.unfold(-1, width, 1).mean(-1)[0] / 2).exp()
 
 
-def learning_rate(settings: Settings, step: int) -> float:
-    """See `warm_cosine`, here with a warm-up over 300 steps."""
-    return warm_cosine(
-        step, steps=settings.steps, lr=settings.lr, warm=300, decay_from=settings.decay_from
-    )
-
-
-class PriorTask(trainer.Task):
+class PriorTask(SongTask):
     """Denoising of rendered songs.
 
     Arguments:
@@ -115,7 +108,7 @@ class PriorTask(trainer.Task):
     """
 
     settings: Settings
-    clip = 1.0
+    warm = 300
 
     def __init__(
         self,
@@ -150,18 +143,6 @@ class PriorTask(trainer.Task):
             for _ in range(200)
         ]
         net.sigma_data.copy_(measure_sigma_data(net, crops))
-
-    def optimiser(self, net: nn.Module) -> torch.optim.Optimizer:
-        """See `Task.optimiser`."""
-        return adamw(net, self.settings.lr)
-
-    def rate(self, step: int) -> float:
-        """See `learning_rate`."""
-        return learning_rate(self.settings, step)
-
-    def songs(self) -> int:
-        """See `Task.songs`."""
-        return self.corpus.refresh()
 
     def item(self, rng: np.random.Generator, number: int, songs: int) -> dict[str, np.ndarray]:
         """Clean stems and unit noise (4, T), and the noise level of each stem (4,)."""

@@ -46,13 +46,13 @@ def main(
     held_out = None
     if others is not None:
         held_out = validation_crops(others / "valid", 131_072) * np.float32(10 ** (STEM_DB / 20))
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     click.echo(f"| confidence | {' | '.join(STEMS)} | mean | two given | another part, four | it |")
     click.echo("| ---: |" + " ---: |" * 8)
     for confidence in grid:
         for part in parts:
             part.confidence = confidence
-        found = validate(net, crops, dtype, held_out, speeds)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            found = validate(net, crops, held_out, speeds)
         beside = found.get("beside", [float("nan")] * 5)
         means = [float(np.mean(v)) for v in (found["none"], found["two"], beside[:4], beside[4])]
         row = [*found["none"], *means]

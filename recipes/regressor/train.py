@@ -33,9 +33,9 @@ from mgdm_audio.nn import RegressorMean, SpectralRegressor, build
 from recipes.prior.data import Augmentation, StemCorpus, validation_crops
 from recipes.regressor.loss import bands, losses, other_power
 from recipes.regressor.validation import validate
-from recipes.training import trainer
+from recipes.training import songs, trainer
 from recipes.training.command import train, training_options
-from recipes.training.optimiser import adamw, warm_cosine
+from recipes.training.songs import SongTask
 from recipes.training.trainer import Batch, Trainer
 
 BESIDE = 60.0  # label of the unknown stems where the mix may hold another part
@@ -46,7 +46,7 @@ VALIDATION_SAMPLES = 131_072
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(trainer.Settings):
+class Settings(songs.Settings):
     """Everything that decides the run, kept with the checkpoint.
 
     Arguments:
@@ -84,14 +84,7 @@ def measure_sigma_data(net: SpectralRegressor, crops: list[np.ndarray]) -> Tenso
     return power.mean(0).clamp_min(net.known**2).sqrt()
 
 
-def learning_rate(settings: Settings, step: int) -> float:
-    """See `warm_cosine`, here with a warm-up over 100 steps."""
-    return warm_cosine(
-        step, steps=settings.steps, lr=settings.lr, warm=100, decay_from=settings.decay_from
-    )
-
-
-class RegressorTask(trainer.Task):
+class RegressorTask(SongTask):
     """Separation of remixed songs.
 
     Arguments:
@@ -109,7 +102,7 @@ class RegressorTask(trainer.Task):
     """
 
     settings: Settings
-    clip = 1.0
+    warm = 100
 
     def __init__(
         self,
@@ -155,18 +148,6 @@ class RegressorTask(trainer.Task):
         crops = [self._crop(rng, songs) for _ in range(200)]
         net.sigma_data.copy_(measure_sigma_data(net, crops))
 
-    def optimiser(self, net: nn.Module) -> torch.optim.Optimizer:
-        """See `Task.optimiser`."""
-        return adamw(net, self.settings.lr)
-
-    def rate(self, step: int) -> float:
-        """See `learning_rate`."""
-        return learning_rate(self.settings, step)
-
-    def songs(self) -> int:
-        """See `Task.songs`."""
-        return self.corpus.refresh()
-
     def _crop(self, rng: np.random.Generator, songs: int) -> np.ndarray:
         return self.corpus.crop(rng, self.settings.samples, songs, self.augmentation)
 
@@ -185,18 +166,18 @@ class RegressorTask(trainer.Task):
         known[: rng.choice(3, p=s.given)] = True
         rng.shuffle(known)
         item = {"clean": clean, "known": known}
-        if s.beside:
-            if self.others is None:
-                raise ValueError("this run needs parts of other instruments: give --others")
-            # One kind of mix a step, the same in all processes.
-            if np.random.default_rng([s.seed, 2, number // s.batch]).random() < s.beside:
-                other = np.zeros((1, s.samples), np.float32)
-                if rng.random() >= s.absent:
-                    gain = OTHER_DB + OTHER_STD_DB * rng.normal()
-                    other[0] = self.others.single(rng, s.samples, gain, self.augmentation)
-                mix = torch.from_numpy(clean.sum(0) + other[0])
-                item |= {"other": other, "power": other_power(mix, self.n_fft).numpy()}
-        return item
+        if s.beside and self.others is None:
+            raise ValueError("this run needs parts of other instruments: give --others")
+        # One kind of mix a step, the same in all processes.
+        step = np.random.default_rng([s.seed, 2, number // s.batch])
+        if self.others is None or step.random() >= s.beside:
+            return item
+        other = np.zeros((1, s.samples), np.float32)
+        if rng.random() >= s.absent:
+            gain = OTHER_DB + OTHER_STD_DB * rng.normal()
+            other[0] = self.others.single(rng, s.samples, gain, self.augmentation)
+        mix = torch.from_numpy(clean.sum(0) + other[0])
+        return item | {"other": other, "power": other_power(mix, self.n_fft).numpy()}
 
     def losses(self, net: nn.Module, batch: Batch) -> Tensor:
         """See `recipes.regressor.loss`; (B, 5) in the steps with other parts."""

@@ -17,19 +17,18 @@ from recipes.regressor.loss import other_power
 def validate(
     net: SpectralRegressor | RegressorMean,
     crops: np.ndarray,
-    precision: torch.dtype | None = None,
     others: np.ndarray | None = None,
     speeds: int = 1,
 ) -> dict[str, list[float]]:
     """SI-SDR improvement in dB, by stem, where it sounds.
 
     "none": no stem is given; "two": the two that follow it are; "beside": none is, and the mix
-    holds another part, whose improvement is the fifth figure.
+    holds another part, whose improvement is the fifth figure. An autocast around it decides the
+    network's precision.
 
     Arguments:
         net: the regressor.
         crops: of validation songs, (N, 4, T).
-        precision: of the network; None for that of the autocast around.
         others: other parts, (N, 1, T), for "beside".
         speeds: at which the network is asked where no stem is given, see `Varispeed`.
     """
@@ -48,12 +47,12 @@ def validate(
             known = np.zeros(4, bool)
             known[[(k + 1) % 4, (k + 2) % 4] if k >= 0 else []] = True
             asked = speeds if k < 0 else 1
-            estimate = _estimate(net, crop, known, precision, speeds=asked)
+            estimate = _estimate(net, crop, known, speeds=asked)
             for j in active if k < 0 else [k]:
                 gain = si_sdr_improvement(estimate[j], crop[j], crop.sum(0))
                 scores["none" if k < 0 else "two"][j].append(float(gain))
         if others is not None and others[number].std() > 0.002:
-            estimate = _estimate(net, crop, np.zeros(4, bool), precision, others[number])
+            estimate = _estimate(net, crop, np.zeros(4, bool), others[number])
             true = np.concatenate([crop, others[number]])
             for j in (*active, 4):
                 gain = si_sdr_improvement(estimate[j], true[j], true.sum(0))
@@ -68,7 +67,6 @@ def _estimate(
     net: SpectralRegressor | RegressorMean,
     crop: np.ndarray,
     known: np.ndarray,
-    precision: torch.dtype | None,
     other: np.ndarray | None = None,
     speeds: int = 1,
 ) -> np.ndarray:
@@ -83,10 +81,7 @@ def _estimate(
     clean, mix = clean.to(device), mix.to(device)
 
     def regress(mix: torch.Tensor, stems: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-        if precision is None:
-            return net(mix, stems, known, power)
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
-            return net(mix, stems, known, power)
+        return net(mix, stems, known, power)
 
     stems = Varispeed(regress, speeds)(mix, clean, mask)
     if other is not None:

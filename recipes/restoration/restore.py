@@ -132,7 +132,8 @@ def run(
     """
     start = time.monotonic()
     rows = [json.loads(line) for line in output.read_text().splitlines()] if output.exists() else []
-    key = ("model", "preset", "clip", "target", "task", "method")
+    precision = str(dtype).removeprefix("torch.")
+    key = ("model", "preset", "precision", "clip", "target", "task", "method")
     done = {tuple(row[k] for k in key) for row in rows}
     methods, tasks = list(methods), list(tasks)
     with output.open("a") as file:
@@ -147,7 +148,7 @@ def run(
                     task = make(task_name, stems, target, prior.sample_rate, seed=0)
                     for method in (BASELINE, *methods):
                         what = "mix" if target is None else prior.stems[target]
-                        wanted = (prior.sha256, preset, name, what, task_name, method)
+                        wanted = (prior.sha256, preset, precision, name, what, task_name, method)
                         if wanted in done:
                             continue
                         sampler = None
@@ -258,14 +259,14 @@ def main(
     if not isinstance(prior, hub.Prior) or prior.stems != STEMS:
         raise click.UsageError(f"'{model}' is no prior of {', '.join(STEMS)}")
     chosen = clips(data, ClipList(count, int(seconds * prior.sample_rate), active=active))
+    dtype = choose_precision(torch.device("cpu"), precision)
     rows = run(
         prior, [(c.name, c.stems) for c in chosen], out, methods.split(","), tasks.split(","),
-        preset, lambda line: click.echo(line, err=True),
-        choose_precision(torch.device("cpu"), precision), minutes,
+        preset, lambda line: click.echo(line, err=True), dtype, minutes,
     )  # fmt: skip
     names = {c.name for c in chosen}
     rows = [r for r in rows if r["clip"] in names and r["preset"] == preset]
-    rows = [r for r in rows if r["model"] == prior.sha256]
+    rows = [r for r in rows if r["model"] == prior.sha256 and r["precision"] == precision]
     shown = f"{len(names)} clips of {seconds:g} s of {data.name}, preset `{preset}`, {precision}"
     click.echo(f"{shown}, prior {prior.sha256[:8]}\n")
     for what in ("mix", "stem"):
