@@ -193,20 +193,23 @@ def test_a_sampler_that_diverges_is_a_row(bench, corpus, monkeypatch):
     assert len(runs) == 2
     with pytest.raises(Failed, match="not finite"):
         bench.separate(CHEAP, listed[0])
-    row = report.make_row(bench, CHEAP, "valid tiny", 2, 1, bench.score(CHEAP, listed), 1.1)
+    row = report.make_row(bench, CHEAP, "valid tiny", listed, 1, bench.score(CHEAP, listed), 1.1)
     assert math.isnan(row.score())
-    assert "not finite" in report.markdown([row])
+    assert "not finite" in report.markdown(report.records([row]))
+    assert len(table.added([row], [])) == 2
 
 
 def test_row_and_tables(bench, corpus, tmp_path):
     listed = clips(corpus / "valid", ClipList(3, 16_384))
     bench.fill([(GUIDED, clip, 0) for clip in listed])
     scored = bench.score(GUIDED, listed)
-    row = report.make_row(bench, GUIDED, "valid tiny", 4, 1, scored, 1.5)
+    row = report.make_row(bench, GUIDED, "valid tiny", [*listed, listed[0]], 1, scored, 1.5)
     # Three calls, two of them with a gradient.
     assert (row.spent.calls, row.spent.vjps, row.equivalents) == (3, 2, 6)
     assert row.spent.peak_mib > 10
-    report.write_tables(tmp_path / "out" / "dps", [row])
+    lines = report.records([row])
+    report.write_tables(tmp_path / "out" / "dps", lines)
+    assert report.read_csv(tmp_path / "out" / "dps.csv") == lines
     with open(tmp_path / "out" / "dps.csv", newline="") as file:
         active, track = csv.DictReader(file)
     by_hand = metrics.nanmean(
@@ -306,8 +309,18 @@ def test_tune_and_table_commands(commands, tmp_path):
     text = out.with_suffix(".md").read_text()
     assert "| ddnm | 6 calls, tuned | test small | 2 | 1 |" in text
     assert "| projdiff | fast | test full | 2 | 2 |" in text
-    played = commands(table.main, *arguments, "--only-tables", "--list", "full")
+    played = commands(
+        table.main, *arguments[:-1], str(tmp_path / "other"), "--only-tables", "--list", "full"
+    )
     assert "| projdiff | fast | test full | 2 | 2 |" in played.stdout
+    # Without the samples the rows of a table stay, as long as the plan has them.
+    elsewhere = ["--store", str(tmp_path / "elsewhere"), "--only-tables"]
+    assert commands(table.main, *arguments, *elsewhere).exit_code == 0
+    assert out.with_suffix(".md").read_text() == text
+    plan.write_text("groups: [{clips: small, settings: tuned, budgets: [6]}]\n")
+    fewer = commands(table.main, *arguments, *elsewhere)
+    assert "ddnm" in fewer.stdout
+    assert "projdiff" not in fewer.stdout
 
 
 def test_shares_are_checked(commands):

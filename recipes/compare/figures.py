@@ -23,7 +23,7 @@ from recipes.compare.bench import Bench, Entry
 from recipes.compare.budgets import equivalents, load_candidates
 from recipes.compare.clips import LISTS, clips
 from recipes.compare.options import make_bench, parse_setting, shared
-from recipes.compare.report import Row, make_row, markdown, write_tables
+from recipes.compare.report import Row, make_row, markdown, records, write_tables
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -118,8 +118,7 @@ def run(
     bench.fill([(entry, clip, 0) for entry in columns for clip in listed], minutes, share)
     return {
         key: [
-            make_row(bench, e, name, len(listed), 1, bench.score(e, listed), vjp_cost)
-            for e in entries
+            make_row(bench, e, name, listed, 1, bench.score(e, listed), vjp_cost) for e in entries
         ]
         for key, entries in series.items()
     }
@@ -166,7 +165,7 @@ def main(
         if figure not in (number, "both"):
             continue
         rows = run(bench, series, listed, f"valid {which}", vjp_cost, minutes, share)
-        flat = [row for group in rows.values() for row in group]
+        flat = records([row for group in rows.values() for row in group])
         click.echo(markdown(flat))
         write_tables(out / f"figure{number}", flat, f"# {title}\n\n")
         draw(rows, xs, out / f"figure{number}.png", f"MGDM, {preset}: {title.lower()}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -17,6 +17,7 @@ from mgdm_audio import STEMS
 from mgdm_audio.evaluate import Evaluation, TrackScores
 from recipes.compare.bench import Bench, Entry, Outcome, Spent, write_whole
 from recipes.compare.budgets import equivalents
+from recipes.compare.clips import Clip
 
 READINGS = {
     "active": "SI-SDRi in dB, stems that are active in the window (active-stem reading)",
@@ -45,18 +46,21 @@ class Row:
         entry: the method and its settings.
         listed: split and name of the list, such as "test small".
         clips: number of clips scored, and of those in the list.
+        failed: number of clips for which the sampler gave values that are not finite.
         samples: posterior samples that were averaged.
         summary: scores, see :meth:`mgdm_audio.evaluate.Evaluation.summary`; None if the sampler
             failed or no clip was scored.
         residual_db: of the sampler, before the stems are made to add up; mean over clips.
         spent: cost a clip.
         vjp_cost: see :mod:`recipes.compare.budgets`.
-        run: model, its checksum, precision, seed, date.
+        run: model and its checksum, that of the regressor that it asks (or ""), precision, seed,
+            date.
     """
 
     entry: Entry
     listed: str
     clips: tuple[int, int]
+    failed: int
     samples: int
     summary: dict[str, Any] | None
     residual_db: float
@@ -82,22 +86,24 @@ class Row:
 def make_row(
     bench: Bench,
     entry: Entry,
-    listed: str,
-    total: int,
+    name: str,
+    listed: Sequence[Clip],
     samples: int,
     scored: tuple[list[TrackScores], list[Outcome]],
     vjp_cost: float,
 ) -> Row:
-    """The row of what :meth:`Bench.score` gave for a list of `total` clips."""
+    """The row of what :meth:`Bench.score` gave for the clips of a list with this name."""
     tracks, outcomes = scored
     spent = sum((outcome.spent for outcome in outcomes), Spent())
     n = max(1, len(outcomes))
     main = bench.separator(entry).prior
+    depends = bench.describe(entry)
     residuals = [outcome.residual_db for outcome in outcomes if math.isfinite(outcome.residual_db)]
     return Row(
         entry=entry,
-        listed=listed,
-        clips=(len(tracks), total),
+        listed=name,
+        clips=(len(tracks), len(listed)),
+        failed=sum(bench.failed(entry, clip) for clip in listed),
         samples=samples,
         summary=Evaluation(tuple(tracks)).summary() if tracks else None,
         residual_db=float(np.mean(residuals)) if residuals else -math.inf,
@@ -112,119 +118,156 @@ def make_row(
         run={
             "model": main.name,
             "sha256": main.sha256,
-            "precision": bench.describe(entry)["precision"],
+            "regressor": depends.get("regressor", ""),
+            "precision": depends["precision"],
             "seed": bench.seed,
             "date": str(date.today()),
         },
     )
 
 
-def csv_text(rows: Sequence[Row]) -> str:
-    """One line per row and reading; cells without a value are empty."""
-    header = ["method", "settings", "note", "list", "clips", "clips_in_list", "samples", "reading"]
-    for column in COLUMNS:
-        header += [column, f"{column}_low", f"{column}_high", f"{column}_paper"]
-    header += ["calls", "vjps", "equivalents", "seconds", "cpu_seconds", "peak_mib"]
-    header += ["residual_db", "silent_level_db", "silent_share"]
-    header += ["model", "sha256", "precision", "seed", "date"]
-    lines: list[list[object]] = [[*header]]
+def records(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """The lines of the CSV, one per row and reading; cells without a value are empty."""
+    lines = []
     for row in rows:
         silent = {"silent_level_db": math.nan, "silent_share": math.nan}
         if row.summary is not None:
             silent = {key: row.summary[key]["all"] for key in silent}
         for reading in READINGS:
-            line: list[object] = [row.entry.method, row.entry.text(), row.entry.note]
-            line += [row.listed, *row.clips, row.samples, reading]
+            line = {
+                "method": row.entry.method,
+                "settings": row.entry.text(),
+                "note": row.entry.note,
+                "list": row.listed,
+                "clips": str(row.clips[0]),
+                "clips_in_list": str(row.clips[1]),
+                "failed": str(row.failed),
+                "samples": str(row.samples),
+                "reading": reading,
+            }
             for k, column in enumerate(COLUMNS):
                 low, high = row.interval(reading, column)
+                line[column] = _cell(row.score(reading, column))
+                line |= {f"{column}_low": _cell(low), f"{column}_high": _cell(high)}
                 published = PAPER.get(row.entry.method, (math.nan,) * 5)[k]
-                line += [_cell(v) for v in (row.score(reading, column), low, high, published)]
+                line[f"{column}_paper"] = _cell(published)
             spent = row.spent
-            line += [f"{spent.calls:.1f}", f"{spent.vjps:.1f}", f"{row.equivalents:.1f}"]
-            line += [f"{spent.seconds:.2f}", f"{spent.cpu_seconds:.2f}", f"{spent.peak_mib:.0f}"]
-            line += [_cell(row.residual_db), *(_cell(v) for v in silent.values())]
-            line += [str(row.run[key]) for key in ("model", "sha256", "precision", "seed", "date")]
+            line |= {
+                "calls": f"{spent.calls:.1f}",
+                "vjps": f"{spent.vjps:.1f}",
+                "vjp_cost": f"{row.vjp_cost:g}",
+                "equivalents": f"{row.equivalents:.1f}",
+                "seconds": f"{spent.seconds:.2f}",
+                "cpu_seconds": f"{spent.cpu_seconds:.2f}",
+                "peak_mib": f"{spent.peak_mib:.0f}",
+                "residual_db": _cell(row.residual_db),
+                **{key: _cell(value) for key, value in silent.items()},
+                **{key: str(value) for key, value in row.run.items()},
+            }
             lines.append(line)
+    return lines
+
+
+def csv_text(lines: Sequence[Mapping[str, str]]) -> str:
+    """CSV of :func:`records`."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(lines)
+    if lines:
+        writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
     return text.getvalue()
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """A table for each reading with the paper's figures beside ours, then a table of cost."""
-    parts = [_head(rows)]
+def read_csv(path: str | Path) -> list[dict[str, str]]:
+    """The :func:`records` that :func:`write_tables` wrote; none where there is no file."""
+    if not Path(path).is_file():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def markdown(lines: Sequence[Mapping[str, str]]) -> str:
+    """Of :func:`records` a table for each reading with the paper's figures beside ours, then a
+    table of cost."""
+    parts = [_head(lines)]
+    names = ["method", "settings", "list", "clips", "mean of"]
     for reading, title in READINGS.items():
-        lines = [f"**{title}**", ""]
-        lines.append(_line(["method", "settings", "list", "clips", "mean of", *COLUMNS]))
-        lines.append(_line(["---"] * 3 + ["---:"] * (2 + len(COLUMNS))))
-        for row in rows:
-            cells = [_scored(row, reading, column) for column in COLUMNS]
-            if reading == "track" and row.entry.method in PAPER:
-                published = PAPER[row.entry.method]
-                cells = [f"{a} ({b:.2f})" for a, b in zip(cells, published, strict=True)]
-            lines.append(_line([*_names(row), *cells]))
-        parts.append("\n".join(lines))
-    lines = ["**Cost of a clip, and what is left of the mixture**", ""]
+        table = [f"**{title}**", "", _line([*names, *COLUMNS])]
+        table.append(_line(["---"] * 3 + ["---:"] * (2 + len(COLUMNS))))
+        for line in lines:
+            if line["reading"] != reading:
+                continue
+            cells = [_scored(line, column) for column in COLUMNS]
+            if reading == "track":
+                published = [line[f"{column}_paper"] for column in COLUMNS]
+                pairs = zip(cells, published, strict=True)
+                cells = [
+                    f"{ours} ({float(theirs):.2f})" if theirs else ours for ours, theirs in pairs
+                ]
+            table.append(_line([*_names(line), *cells]))
+        parts.append("\n".join(table))
     titles = ["calls", "VJPs", "call-equivalents", "CPU s", "s", "peak MiB", "residual dB"]
-    titles.append("silent stems dB")
-    lines.append(_line(["method", "settings", "list", "clips", "mean of", *titles]))
-    lines.append(_line(["---"] * 3 + ["---:"] * (2 + len(titles))))
-    for row in rows:
-        spent = row.spent
-        silent = math.nan if row.summary is None else row.summary["silent_level_db"]["all"]
-        cells = [f"{spent.calls:.0f}", f"{spent.vjps:.0f}", f"{row.equivalents:.0f}"]
-        cells += [f"{spent.cpu_seconds:.1f}", f"{spent.seconds:.1f}", f"{spent.peak_mib:.0f}"]
-        cells += [_decibel(row.residual_db), _decibel(silent)]
-        lines.append(_line([*_names(row), *cells]))
-    parts.append("\n".join(lines))
+    titles += ["silent stems dB", "precision"]
+    table = ["**Cost of a clip, and what is left of the mixture**", "", _line([*names, *titles])]
+    table.append(_line(["---"] * 3 + ["---:"] * (2 + len(titles))))
+    for line in lines:
+        if line["reading"] != "active":
+            continue
+        cells = [_rounded(line[key], 0) for key in ("calls", "vjps", "equivalents")]
+        cells += [_rounded(line[key], 1) for key in ("cpu_seconds", "seconds")]
+        cells += [line["peak_mib"]]
+        cells += [_rounded(line[key], 1) for key in ("residual_db", "silent_level_db")]
+        table.append(_line([*_names(line), *cells, line["precision"]]))
+    parts.append("\n".join(table))
     return "\n\n".join(parts) + "\n"
 
 
-def settings_text(rows: Sequence[Row]) -> str:
+def settings_text(lines: Sequence[Mapping[str, str]]) -> str:
     """The settings of each row, once, as a list."""
-    seen = {f"- `{r.entry.method}`, {r.entry.note or 'as named'}: `{r.entry.text()}`" for r in rows}
+    seen = {f"- `{r['method']}`, {r['note'] or 'as named'}: `{r['settings']}`" for r in lines}
     return "\n".join(sorted(seen)) + "\n"
 
 
-def write_tables(out: Path, rows: Sequence[Row], before: str = "", after: str = "") -> None:
-    """Writes `out`.csv and `out`.md."""
+def write_tables(
+    out: Path, lines: Sequence[Mapping[str, str]], before: str = "", after: str = ""
+) -> None:
+    """Writes `out`.csv and `out`.md of :func:`records`."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(out.with_name(out.name + ".csv"), csv_text(rows).encode())
-    text = before + markdown(rows) + "\n**Settings**\n\n" + settings_text(rows) + after
+    write_whole(out.with_name(out.name + ".csv"), csv_text(lines).encode())
+    text = before + markdown(lines) + "\n**Settings**\n\n" + settings_text(lines) + after
     write_whole(out.with_name(out.name + ".md"), text.encode())
 
 
-def _head(rows: Sequence[Row]) -> str:
+def _head(lines: Sequence[Mapping[str, str]]) -> str:
     runs = {
-        f"model {r.run['model']} ({r.run['sha256'][:8]}), {r.run['precision']}, "
-        f"seed {r.run['seed']}, {r.run['date']}"
-        for r in rows
+        f"model {line['model']} ({line['sha256'][:8]}), {line['precision']}, "
+        f"seed {line['seed']}, {line['date']}"
+        for line in lines
     }
     return (
         f"{'; '.join(sorted(runs))}. In brackets the 95 % bootstrap interval over songs. "
         '"Mean of" counts the posterior samples that were averaged. The paper\'s figures are of '
-        f"other songs and another prior. A VJP is counted as {rows[0].vjp_cost:g} further calls."
-        if rows
+        f"other songs and another prior. A VJP is counted as {lines[0]['vjp_cost']} further calls."
+        if lines
         else "No rows."
     )
 
 
-def _names(row: Row) -> list[str]:
-    clips = str(row.clips[0]) if row.clips[0] == row.clips[1] else f"{row.clips[0]}/{row.clips[1]}"
-    return [row.entry.method, row.entry.note or row.entry.text(), row.listed, clips,
-            str(row.samples)]  # fmt: skip
+def _names(line: Mapping[str, str]) -> list[str]:
+    done, listed = line["clips"], line["clips_in_list"]
+    clips = done if done == listed else f"{done}/{listed}"
+    return [line["method"], line["note"] or line["settings"], line["list"], clips, line["samples"]]
 
 
-def _scored(row: Row, reading: str, column: str) -> str:
-    value = row.score(reading, column)
-    if math.isnan(value):
-        return "not finite" if row.summary is None and column == "all" else "-"
-    low, high = row.interval(reading, column)
-    return f"{value:.2f}" + ("" if math.isnan(low) else f" [{low:.2f}, {high:.2f}]")
+def _scored(line: Mapping[str, str], column: str) -> str:
+    value, low, high = (line[f"{column}{end}"] for end in ("", "_low", "_high"))
+    if not value:
+        return "not finite" if not line["all"] and column == "all" else "-"
+    return _rounded(value, 2) + (f" [{_rounded(low, 2)}, {_rounded(high, 2)}]" if low else "")
 
 
-def _decibel(value: float) -> str:
-    return f"{value:.1f}" if math.isfinite(value) else "-"
+def _rounded(cell: str, digits: int) -> str:
+    return f"{float(cell):.{digits}f}" if cell else "-"
 
 
 def _cell(value: float) -> str:

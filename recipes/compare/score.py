@@ -18,7 +18,7 @@ from recipes.compare.bench import Entry
 from recipes.compare.budgets import load_candidates
 from recipes.compare.clips import LISTS, clips
 from recipes.compare.options import make_bench, parse_setting, shared
-from recipes.compare.report import make_row, markdown, write_tables
+from recipes.compare.report import make_row, markdown, records, write_tables
 
 
 @click.command(help=__doc__)
@@ -64,17 +64,20 @@ def main(
     songs = [["samples", "song", *bench.prior.stems]]
     for count in sorted(averages):
         scored = bench.score(entry, listed, count)
-        rows.append(make_row(bench, entry, name, len(listed), count, scored, vjp_cost))
+        rows.append(make_row(bench, entry, name, listed, count, scored, vjp_cost))
         for track in scored[0]:
             means = track.summary()["active_mean"]
             songs.append([str(count), track.name, *(f"{means[s]:.2f}" for s in bench.prior.stems)])
-    click.echo(markdown(rows))
+    lines = records(rows)
+    click.echo(markdown(lines))
     if out is not None:
         table = "\n".join(
-            "| " + " | ".join(line) + " |"
-            for line in [songs[0], ["---"] * len(songs[0]), *songs[1:]]
+            "| " + " | ".join(cells) + " |"
+            for cells in [songs[0], ["---"] * len(songs[0]), *songs[1:]]
         )
-        write_tables(out, rows, f"# {method}\n\n", f"\n**Single songs, active stems**\n\n{table}\n")
+        write_tables(
+            out, lines, f"# {method}\n\n", f"\n**Single songs, active stems**\n\n{table}\n"
+        )
 
 
 if __name__ == "__main__":

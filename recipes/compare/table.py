@@ -2,7 +2,8 @@
 
 Methods are those of the registry, settings those of their presets and of winners.yaml (tune.py).
 Everything goes through mgdm_audio.Separator with one prior. A run that was killed goes on where it
-was; --only-tables writes the tables of what there is.
+was; --only-tables writes the tables of what there is. A table at --out is added to: its rows stay
+where the plan still has them, with the same models and settings, and no more clips were separated.
 """
 
 from __future__ import annotations
@@ -23,7 +24,14 @@ from recipes.compare.bench import Bench, Entry, tuples
 from recipes.compare.budgets import WINNERS, load_candidates, load_winners
 from recipes.compare.clips import LISTS, Clip, clips
 from recipes.compare.options import make_bench, shared
-from recipes.compare.report import Row, make_row, markdown, write_tables
+from recipes.compare.report import (
+    Row,
+    make_row,
+    markdown,
+    read_csv,
+    records,
+    write_tables,
+)
 
 PLAN = Path(__file__).parent / "plan.yaml"
 RESULTS = Path(__file__).parent / "results"
@@ -119,8 +127,33 @@ def run_group(
         ]
         for entry in entries:
             scored = bench.score(entry, common, count)
-            rows.append(make_row(bench, entry, name, len(listed), count, scored, vjp_cost))
+            rows.append(make_row(bench, entry, name, listed, count, scored, vjp_cost))
     return rows
+
+
+def added(rows: Sequence[Row], table: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """The records of rows, or those of an earlier table where it scored more clips.
+
+    What was run on no clip is left out, unless it failed.
+    """
+    earlier: dict[tuple[str, ...], list[Mapping[str, str]]] = {}
+    for line in table:
+        earlier.setdefault(_identity(line), []).append(line)
+    lines: list[Mapping[str, str]] = []
+    for row in rows:
+        own: Sequence[Mapping[str, str]] = records([row])
+        kept = earlier.get(_identity(own[0]), [])
+        if kept and int(kept[0]["clips"]) > row.clips[0]:
+            lines += kept
+        elif row.clips[0] or row.failed:
+            lines += own
+    return lines
+
+
+def _identity(line: Mapping[str, str]) -> tuple[str, ...]:
+    """What makes two rows the same; the format of numbers is no part of it."""
+    keys = ("method", "settings", "note", "list", "samples", "sha256", "regressor", "seed")
+    return tuple(line[key] for key in keys)
 
 
 @click.command(help=__doc__)
@@ -160,18 +193,17 @@ def main(
     vjp_cost, _ = load_candidates()
     rows: list[Row] = []
     for number, group in enumerate(load_plan(source), start=1):
-        if numbers and number not in numbers:
-            continue
+        drawn = not only_tables and (not numbers or number in numbers)
         entries = bench.possible(group.entries(winners))
         chosen = which or group.clips
         listed = clips(corpus / split, LISTS[chosen])
-        part = None if only_tables else share
+        part = share if drawn else None
         click.echo(f"group {number}: {len(entries)} entries, {len(listed)} clips", err=True)
         name = f"{split} {chosen}"
-        group_rows = run_group(bench, group, entries, listed, name, vjp_cost, part, minutes)
-        rows += [row for row in group_rows if row.clips[0] or not only_tables]
-    click.echo(markdown(rows))
-    write_tables(out, rows, "# All methods on the same prior and clips\n\n")
+        rows += run_group(bench, group, entries, listed, name, vjp_cost, part, minutes)
+    lines = added(rows, read_csv(f"{out}.csv"))
+    click.echo(markdown(lines))
+    write_tables(out, lines, "# All methods on the same prior and clips\n\n")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from recipes.compare.budgets import (
 )
 from recipes.compare.clips import LISTS, Clip, clips
 from recipes.compare.options import make_bench, shared
-from recipes.compare.report import Row, make_row, markdown, write_tables
+from recipes.compare.report import Row, make_row, markdown, records, write_tables
 
 
 def tune(
@@ -71,7 +71,7 @@ def tune(
             scored = bench.score(entry, listed)
             if len(scored[0]) < len(listed):
                 continue
-            row = make_row(bench, entry, f"tuning at {budget}", len(listed), 1, scored, vjp_cost)
+            row = make_row(bench, entry, f"tuning at {budget}", listed, 1, scored, vjp_cost)
             rows.append(row)
             scores.setdefault(candidate.method, []).append((row.score(), candidate))
             known = best[candidate.method].get(budget)
@@ -196,9 +196,9 @@ def main(
     }
     others = {b: untried(bench, candidates, best, b, vjp_cost) for b in further}
     write_whole(winners, winners_text(best, head, others).encode())
-    click.echo(markdown([row for group in best.values() for row in group.values()]))
+    click.echo(markdown(records([row for group in best.values() for row in group.values()])))
     if out is not None:
-        write_tables(out, rows, "# Tuning: all candidates\n\n")
+        write_tables(out, records(rows), "# Tuning: all candidates\n\n")
 
 
 if __name__ == "__main__":
