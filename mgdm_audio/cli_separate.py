@@ -47,6 +47,7 @@ class Request:
     average: int
     warm_start: str | None
     warm_sigma: float | None
+    independent: bool
     seed: int | None
     stems: str | None
     drop: str | None
@@ -73,12 +74,12 @@ class Request:
 
     def settings(self) -> dict[str, Any]:
         """What decides the sampler: method, preset, samples averaged."""
+        more: dict[str, Any] = {"independent": True} if self.independent else {}
         if self.quality is not None:
-            return dict(QUALITIES[self.quality])
-        warm: dict[str, Any] = {}
+            return {**QUALITIES[self.quality], **more}
         if self.warm_start is not None:
-            warm = {"warm_start": self.warm_start, "warm_sigma": self.warm_sigma}
-        return {"method": self.method, "preset": self.preset, "average": self.average, **warm}
+            more |= {"warm_start": self.warm_start, "warm_sigma": self.warm_sigma}
+        return {"method": self.method, "preset": self.preset, "average": self.average, **more}
 
     def model_name(self) -> str:
         """Name or folder of the model that decides rate and level."""
@@ -164,6 +165,8 @@ def _options(command: Any) -> Any:
                          "--warm-sigma."),
             click.option("--warm-sigma", type=click.FloatRange(0, min_open=True), metavar="LEVEL",
                          help="A mix has an RMS of some 0.07."),
+            click.option("--independent", is_flag=True, help="Take the stems as independent of "
+                         "each other, as ISDM does, at four times the network calls."),
             click.option("--seed", type=click.IntRange(0, 2**63 - 1),
                          help="Same seed, same stems. By default a random one, which is "
                          "reported."),
@@ -269,6 +272,9 @@ def check_options(request: Request) -> None:
             f"{', '.join(presets)}",
             param_hint="'--preset'",
         )
+    asked = samplers.get(request.method, request.preset).needs
+    if request.independent and "prior" not in asked:
+        raise click.UsageError(f"--independent needs a prior, which {request.method} does not ask")
     if not request.filename.endswith((".{ext}", "." + request.container)):
         raise click.BadParameter(
             f"'{request.filename}' does not end like a {request.container} file (--format); end "

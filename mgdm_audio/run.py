@@ -178,8 +178,10 @@ def _describe(source: object, report: dict[str, Any]) -> None:
     residual = report["residual_db"]
     level = "nothing" if residual is None else f"{residual:.1f} dB"
     warm = f" from {s['warm_start']}" if "warm_start" in s else ""
+    apart = ", independent stems" * s.get("independent", False)
     line = (
-        f"{source}: model {s['model']} ({s['sha256'][:8]}), {s['method']} ({s['preset']}{warm}), "
+        f"{source}: model {s['model']} ({s['sha256'][:8]}), {s['method']} "
+        f"({s['preset']}{warm}{apart}), "
         f"seed {report['seed']}, {stats['calls']} network calls ({stats['vjps']} with a gradient) "
         f"in {stats['windows']} windows, {duration(stats['seconds'])} "
         f"({stats['real_time_factor']:.1f} x real time), residual before the consistency step "

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mgdm_audio import batch, hub, samplers, write
+from mgdm_audio import STEMS, batch, hub, samplers, write
 from mgdm_audio.cost import QUALITIES
 from mgdm_audio.denoise import CountingDenoiser, Denoiser
 from mgdm_audio.draws import SeededDraws
@@ -152,6 +152,8 @@ class Separator:
         warm_start: name of a method whose estimate the sampler begins with, at a low noise level;
             its preset ``fast``, or another one after a colon, as in ``ddnm:default``.
         warm_sigma: that level, at the level of the prior's mixtures; required with `warm_start`.
+        independent: take the stems as independent of each other: the product of the single-stem
+            priors that the model holds in place of the joint one, at a network call for each stem.
         regressor: name or folder of the regressor that a warm start asks, or a loaded one.
         settings: sampler settings that replace those of the preset.
 
@@ -177,6 +179,7 @@ class Separator:
         other: float | None = None,
         warm_start: str | None = None,
         warm_sigma: float | None = None,
+        independent: bool = False,
         regressor: str | os.PathLike[str] | hub.Regressor | None = None,
         **settings: Any,
     ) -> None:
@@ -190,6 +193,8 @@ class Separator:
         average = 1 if average is None else average
         self.method, self.preset = method, preset
         self.sampler: Sampler = samplers.get(method, preset, **settings)
+        if independent:
+            self.sampler = samplers.independent(self.sampler, len(STEMS))
         if (warm_start is None) != (warm_sigma is None):
             raise ValueError(
                 f"got warm_start = {warm_start} and warm_sigma = {warm_sigma}; a warm start needs "
@@ -197,12 +202,14 @@ class Separator:
             )
         if warm_start is not None and warm_sigma is not None:
             self.sampler = samplers.warm(self.sampler, warm_start, warm_sigma)
-        self._warm = {} if warm_start is None else {"warm_start": warm_start}
+        self._more: dict[str, Any] = {} if warm_start is None else {"warm_start": warm_start}
+        if independent:
+            self._more["independent"] = True
         self.models = Models.load(self.sampler, model, regressor, self.device)
         self.prior = self.models.main
         if warm_start is not None and self.models.regressor is not None:
-            self._warm["regressor"] = self.models.regressor.name
-            self._warm["regressor_sha256"] = self.models.regressor.sha256
+            self._more["regressor"] = self.models.regressor.name
+            self._more["regressor_sha256"] = self.models.regressor.sha256
         self.dtype = choose_precision(self.device, precision)
         if seams == "condition" and not self.sampler.takes_parts:
             raise ValueError(
@@ -299,7 +306,7 @@ class Separator:
             "sha256": self.prior.sha256,
             "method": self.method,
             "preset": self.preset,
-            **self._warm,
+            **self._more,
             "precision": str(self.dtype).removeprefix("torch."),
             "window": settings.window,
             "overlap": settings.overlap,

@@ -54,7 +54,8 @@ def test_the_shipped_models_begin_with_the_regressor():
         assert studio.prior.name == "default"
         for quality in ("fast", "best"):
             first, again = studio.separator(quality), studio.separator(quality, again=True)
-            assert first.describe()["warm_start"] == again.describe()["warm_start"] == "regressor"
+            assert first.describe()["warm_start"].startswith("regressor")
+            assert again.describe()["warm_start"] == "regressor"
             assert (first.method, again.method) == ("mgdm", "ding")
             assert again.preset == quality
             assert first.prior is studio.prior

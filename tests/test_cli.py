@@ -382,6 +382,19 @@ def test_the_default_begins_from_the_regressor(run, song):
         assert plain.read_bytes() == same.read_bytes()
 
 
+def test_independent_stems(run, song):
+    arguments = ["--preset", "default", "--seed", "7", "--json"]
+    result = run("separate", "song.wav", *arguments, "--independent")
+    assert result.exit_code == 0, result.output
+    assert "(default, independent stems)" in result.stderr
+    report = json.loads((song.parent / "separated/song/report.json").read_text())
+    assert report["settings"]["independent"] is True
+    assert report["stats"]["calls"] == 4 * QUICK.cost().calls
+    refused = run("separate", "song.wav", "--method", "regressor", "--independent", "-o", "other")
+    assert refused.exit_code == 2
+    assert "--independent needs a prior" in refused.stderr
+
+
 def test_dry_run_writes_nothing(run, song, tmp_path):
     result = run("separate", "song.wav", "--dry-run", "--average", "2")
     assert result.exit_code == 0, result.output

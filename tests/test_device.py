@@ -13,6 +13,7 @@ from test_training import write_corpus
 
 from mgdm_audio import STEMS, Separator, hub, samplers
 from mgdm_audio.conditional import generate, redo, separate_known, separate_pair
+from mgdm_audio.cost import QUALITIES
 from mgdm_audio.draws import SeededDraws
 from mgdm_audio.repair import repair
 from mgdm_audio.samplers.base import Problem
@@ -84,7 +85,7 @@ def test_methods(method, music):
 )
 def test_default_quality(options, music):
     """The shipped models, three windows of stereo at another rate."""
-    quality = {"method": "mgdm", "preset": "warm", "warm_start": "regressor", "warm_sigma": 0.03}
+    quality = {k: v for k, v in QUALITIES["default"].items() if k != "average"}
     mix = np.stack([music.sum(0), music[1]])[:, :40000]
 
     def work(device):

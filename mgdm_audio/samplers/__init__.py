@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["get", "names", "sampler_class", "warm"]
+__all__ = ["get", "independent", "names", "sampler_class", "warm"]
 
 import dataclasses
 from importlib import import_module
@@ -74,6 +74,22 @@ def get(name: str, preset: str = "default", **overrides: Any) -> Sampler:
                 f"sampler '{name}' has no setting '{key}', expected one of {', '.join(fields)}"
             )
     return dataclasses.replace(cls.PRESETS[preset], **overrides)
+
+
+def independent(sampler: Sampler, stems: int) -> Sampler:
+    """A sampler that takes the stems as independent: the product of single-stem priors.
+
+    Arguments:
+        sampler: what asks the prior; no warm start, which is made of the result.
+        stems: number of stems K.
+
+    Raises:
+        ValueError: if `sampler` asks no prior.
+    """
+    from mgdm_audio.samplers.independent_stems import IndependentStems
+
+    # IndependentStems itself refuses a sampler that asks no prior.
+    return IndependentStems(sampler=sampler, stems=stems)  # type: ignore[arg-type]
 
 
 def warm(sampler: Sampler, first: str, sigma: float) -> Sampler:

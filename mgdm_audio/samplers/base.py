@@ -155,11 +155,15 @@ class Progress:
     Arguments:
         callback: told (done, total) at every advance, or None.
         total: planned calls for one item.
+
+    Attributes:
+        weight: how many of them one of the calls stands for that are reported here.
     """
 
     def __init__(self, callback: Callback | None, total: int) -> None:
         self._callback = callback
         self.total = total
+        self.weight = 1
         self.done = 0
         self._before = 0
 
@@ -170,11 +174,11 @@ class Progress:
 
     def advance(self, calls: int = 1) -> None:
         """`calls` more were made."""
-        self.reach(self.done - self._before + calls)
+        self.reach((self.done - self._before) // self.weight + calls)
 
     def reach(self, done: int) -> None:
         """This part is fulfilled up to `done` calls, whether or not all had to be made."""
-        self.done = min(max(self.done, self._before + done), self.total)
+        self.done = min(max(self.done, self._before + self.weight * done), self.total)
         if self._callback is not None:
             self._callback(self.done, self.total)
 

@@ -394,4 +394,13 @@ MGDM.PRESETS = {
         repetitions=1,
         gradient_steps=((0, 4),),
     ),
+    # The same with one step of the fit at each level, for starts so low and estimates so good that
+    # more of them change nothing: from the regressor at 0.03 validation songs have 2.97 dB with
+    # four and 2.96 with one, and as much of the mix is left.
+    "light": MGDM(
+        **{**_TUNED, "sigma_max": 0.3},
+        steps=10,
+        repetitions=1,
+        gradient_steps=((0, 1),),
+    ),
 }

@@ -31,6 +31,7 @@ from mgdm_audio.denoise import Denoiser
 from mgdm_audio.draws import Draws
 from mgdm_audio.samplers._ve import check
 from mgdm_audio.samplers.base import Cost, DiffusionSampler, Problem, Progress, Sampler, Start
+from mgdm_audio.samplers.independent_stems import IndependentStems
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -55,12 +56,12 @@ class WarmStart(Sampler):
     PRESETS: ClassVar[dict[str, Self]] = {}
 
     first: Sampler
-    sampler: DiffusionSampler
+    sampler: DiffusionSampler | IndependentStems
     sigma: float
 
     def __post_init__(self) -> None:
         check("sigma", self.sigma, 1e-12)
-        if not isinstance(self.sampler, DiffusionSampler):
+        if not isinstance(self.sampler, (DiffusionSampler, IndependentStems)):
             raise ValueError(
                 f"sampler '{self.sampler.name}' has no noise levels to begin at; give the warm "
                 "start to a sampler that has, such as 'mgdm'"

@@ -49,6 +49,7 @@ class Group:
     budgets: Sequence[int] = ()
     samples: Sequence[int] = (1,)
     minutes: float | None = None
+    note: str = ""
     replace: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -76,7 +77,8 @@ class Group:
                 entries += [rows[budget] for budget in self.budgets if budget in rows]
             elif self.settings in samplers.sampler_class(method).PRESETS:
                 changed = {k: tuples(v) for k, v in self.replace.get(method, {}).items()}
-                entries.append(Entry(method, self.settings, changed, self.settings))
+                note = self.note or self.settings
+                entries.append(Entry(method, self.settings, changed, note))
         return entries
 
 
