@@ -119,6 +119,11 @@ def test_regressors_and_warm_starts(bench, corpus, prior, tmp_path):
     assert np.allclose(alike.stems, clip.mix / 4, atol=1e-6)
     assert 3 < warm.spent.calls <= cold.spent.calls + 3
     assert len({bench.folder(entry, clip) for entry in entries}) == 4
+    # The samples of a mean share the regressor's answer, as those of a separation do.
+    two = bench.separate(entries[2], clip, count=2)
+    made = bench.separator(entries[2], 2).separate(clip.mix, 22_050, seed=(clip.song + 1) * 1000)
+    assert two.spent.calls == made.stats["calls"] == 2 * warm.spent.calls - 3
+    assert np.array_equal(two.stems[0], made.stems["bass"])
     said = []
     alone = Bench(prior, tmp_path / "store", device="cpu", say=said.append)
     if "regressor" not in {info.name for info in hub.models()}:
@@ -230,13 +235,18 @@ def test_paper_s_overall_figures_are_means():
         assert np.mean(stems) == pytest.approx(overall, abs=0.006), method
 
 
-def test_plan_names_what_there_is(tmp_path):
-    groups = table.load_plan()
+@pytest.mark.parametrize(
+    "source", [table.PLAN, Path(__file__).parents[1] / "recipes/prior/scores.yaml"], ids=str
+)
+def test_plan_names_what_there_is(bench, source, tmp_path):
+    groups = table.load_plan(source)
     assert {group.clips for group in groups} <= set(LISTS)
     for group in groups:
         if group.settings != table.TUNED:
-            for entry in group.entries():
-                samplers.get(entry.method, entry.preset, **entry.settings)
+            entries = group.entries()
+            assert entries
+            for entry in bench.possible(entries):
+                assert entry.note
     path = tmp_path / "plan.yaml"
     for line, message in (
         ("{clips: tiny, settings: fast}", "unknown list 'tiny'"),
@@ -251,7 +261,8 @@ def test_plan_names_what_there_is(tmp_path):
 
 def test_published_settings_suit_the_prior(bench):
     """The paper's settings run on a prior of ours: no level that it was not trained on."""
-    group = next(group for group in table.load_plan() if group.settings == "paper")
+    plan = table.load_plan()
+    group = next(g for g in plan if g.settings == "paper" and not g.methods)
     entries = bench.possible(group.entries())
     assert {entry.method for entry in entries} >= {"mgdm", "dps", "pgdm", "ddnm", "msdm", "isdm"}
 

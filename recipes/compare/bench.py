@@ -67,7 +67,7 @@ class Spent:
     """What samples of a clip cost.
 
     Attributes:
-        calls: network calls, with or without a gradient.
+        calls: network calls, with or without a gradient; what samples of a mean share, once.
         vjps: vector-Jacobian products of the network.
         seconds: elapsed, in the sampler.
         cpu_seconds: of all threads of the process, in the sampler.
@@ -303,6 +303,9 @@ class Bench:
         spent = Spent()
         for s in range(first, tape.position[0]):
             spent += Spent(**json.loads(_cost_file(folder, s).read_text()))
+        # Drawn one by one here, the samples of a user's mean share these.
+        again = (tape.position[0] - first - 1) * separator.sampler.cost().shared
+        spent = dataclasses.replace(spent, calls=spent.calls - again)
         stems = np.stack([result.stems[name] for name in self.prior.stems])
         return Outcome(stems, result.residual_db, spent)
 

@@ -3,17 +3,20 @@
 "joint": all stems have the level. "single": one stem has it and the others are pure noise, which
 leaves what the network knows of that stem alone, the single-stem prior of ISDM. Their difference is
 what the stems tell of each other. The loss is that of training (`train.py`), on the validation
-songs.
+songs; it is in units of the model's own scalings. --snr gives what compares between models: the
+signal-to-noise ratio of the denoised stems, in dB, the mean over songs.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 import numpy as np
 import torch
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -23,10 +26,18 @@ from recipes.prior.data import validation_crops
 from recipes.prior.train import SIGMA_MAX, VALIDATION_SAMPLES, edm_loss
 from recipes.training.log import LEVELS, level_name
 
+SILENCE = 1e-9
+"""Power below which a stem or an error counts as this."""
+
 
 @torch.no_grad()
 def losses(
-    net: SpectralDenoiser, crops: np.ndarray, sigma: float, single: bool, precision: torch.dtype
+    net: SpectralDenoiser,
+    crops: np.ndarray,
+    sigma: float,
+    single: bool,
+    precision: torch.dtype,
+    measure: Callable[[SpectralDenoiser, Tensor, Tensor, Tensor], Tensor] = edm_loss,
 ) -> list[float]:
     """Mean loss of each stem.
 
@@ -36,6 +47,7 @@ def losses(
         sigma: noise level.
         single: whether the other stems of the one that is told are pure noise.
         precision: of the network.
+        measure: the loss of each stem, (B, K), of network, clean stems, noise and levels.
     """
     generator = torch.Generator().manual_seed(1234)
     total = torch.zeros(crops.shape[1])
@@ -47,8 +59,15 @@ def losses(
             level = torch.full((1, len(total)), SIGMA_MAX if single else sigma)
             level[:, told] = sigma
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
-                total[told] += edm_loss(net, clean, noise, level)[0, told]
+                total[told] += measure(net, clean, noise, level)[0, told]
     return (total / len(crops)).tolist()
+
+
+def snr(net: SpectralDenoiser, clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """Signal-to-noise ratio of denoised stems in dB, (B, K); see `edm_loss`."""
+    error = net(clean + sigma[:, :, None] * noise, sigma) - clean
+    power = [x.square().mean(2).clamp_min(SILENCE) for x in (clean, error)]
+    return 10 * torch.log10(power[0] / power[1])
 
 
 @click.command(help=__doc__)
@@ -61,7 +80,8 @@ def losses(
     default="float32",
     show_default=True,
 )
-def main(corpus: Path, model: str, songs: int, precision: str) -> None:
+@click.option("--snr", "ratio", is_flag=True, help="Signal-to-noise ratios instead of losses.")
+def main(corpus: Path, model: str, songs: int, precision: str, ratio: bool) -> None:
     net = hub.load(model).denoise
     if not isinstance(net, SpectralDenoiser):
         raise click.ClickException(f"{model} is not a network of STFT bins")
@@ -69,8 +89,9 @@ def main(corpus: Path, model: str, songs: int, precision: str) -> None:
     click.echo(f"| sigma | prior | {' | '.join(STEMS)} | mean |\n| ---: | --- |" + " ---: |" * 5)
     for sigma in LEVELS:
         for single in (False, True):
-            found = losses(net, crops, sigma, single, getattr(torch, precision))
-            values = " | ".join(f"{v:.3f}" for v in (*found, sum(found) / len(found)))
+            measure, digits = (snr, 2) if ratio else (edm_loss, 3)
+            found = losses(net, crops, sigma, single, getattr(torch, precision), measure)
+            values = " | ".join(f"{v:.{digits}f}" for v in (*found, sum(found) / len(found)))
             click.echo(f"| {level_name(sigma)} | {'single' if single else 'joint'} | {values} |")
 
 
