@@ -208,9 +208,10 @@ def markdown(honesty: Honesty, head: str) -> str:
         f"{100 * honesty.calibration.whole_coverage():.0f} % of the coordinates (exact samples: "
         f"{100 * honesty.calibration.nominal_coverage():.0f} %).",
         "",
-        f"A single sample leaves {residual} of the mixture before it is made to add up. "
-        f"The mixtures of the clips with silent stems are at {honesty.mix_db:.1f} dB.",
+        f"A single sample leaves {residual} of the mixture before it is made to add up.",
     ]
+    if np.isfinite(honesty.mix_db):
+        lines[-1] += f" The mixtures of the clips with silent stems are at {honesty.mix_db:.1f} dB."
     return "\n".join(lines) + "\n"
 
 
