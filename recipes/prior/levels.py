@@ -26,8 +26,8 @@ from recipes.prior.data import validation_crops
 from recipes.prior.train import SIGMA_MAX, VALIDATION_SAMPLES, edm_loss
 from recipes.training.log import LEVELS, level_name
 
-SILENCE = 1e-9
-"""Power below which a stem or an error counts as this."""
+SILENCE = 1e-6
+"""Power of a stem up to which it is silent."""
 
 
 @torch.no_grad()
@@ -50,24 +50,24 @@ def losses(
         measure: the loss of each stem, (B, K), of network, clean stems, noise and levels.
     """
     generator = torch.Generator().manual_seed(1234)
-    total = torch.zeros(crops.shape[1])
-    for crop in crops:
+    found = torch.empty(len(crops), crops.shape[1])
+    for crop, row in zip(crops, found, strict=True):
         clean = torch.from_numpy(crop)[None]
         noise = torch.randn(clean.shape, generator=generator)
-        cases = [[k] for k in range(len(total))] if single else [list(range(len(total)))]
+        cases = [[k] for k in range(len(row))] if single else [list(range(len(row)))]
         for told in cases:
-            level = torch.full((1, len(total)), SIGMA_MAX if single else sigma)
+            level = torch.full((1, len(row)), SIGMA_MAX if single else sigma)
             level[:, told] = sigma
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
-                total[told] += measure(net, clean, noise, level)[0, told]
-    return (total / len(crops)).tolist()
+                row[told] = measure(net, clean, noise, level)[0, told]
+    return found.nanmean(0).tolist()
 
 
 def snr(net: SpectralDenoiser, clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-    """Signal-to-noise ratio of denoised stems in dB, (B, K); see `edm_loss`."""
+    """Signal-to-noise ratio of denoised stems in dB, (B, K), NaN of a silent one; as `edm_loss`."""
     error = net(clean + sigma[:, :, None] * noise, sigma) - clean
-    power = [x.square().mean(2).clamp_min(SILENCE) for x in (clean, error)]
-    return 10 * torch.log10(power[0] / power[1])
+    power, left = (x.square().mean(2) for x in (clean, error))
+    return torch.where(power > SILENCE, 10 * torch.log10(power / left), torch.nan)
 
 
 @click.command(help=__doc__)
