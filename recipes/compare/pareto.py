@@ -92,13 +92,18 @@ def draw(points: Sequence[Point], out: Path, title: str) -> None:
         width = 2.5 if method == "mgdm" else 1.2
         axes.plot([p.cost for p in best], [p.score for p in best], "-o", color=colours[k],
                   label=method, linewidth=width, markersize=4)  # fmt: skip
-        axes.plot([p.cost for p in own], [p.score for p in own], ".", color=colours[k], alpha=0.3)
+        axes.plot([p.cost for p in own], [p.score for p in own], ".", color=colours[k], alpha=0.6)
     edge = front(points)
-    axes.step([p.cost for p in edge], [p.score for p in edge], where="post", color="black",
-              linestyle=":", linewidth=1, label="Pareto front")  # fmt: skip
+    # What costs more than its last point and is no better leaves the front where it is.
+    reach = [(p.cost, p.score) for p in edge] + [(max(p.cost for p in points), edge[-1].score)]
+    axes.step(*zip(*reach, strict=True), where="post", color="black", linestyle=":", linewidth=1,
+              label="Pareto front")  # fmt: skip
     axes.set_xscale("log")
     low = min((p.score for p in edge), default=0.0)
-    axes.set_ylim(bottom=min(low, 0.0) - 3)
+    # Methods that broke down are left below the plot.
+    bottom = max(min(p.score for p in points), min(low, 0.0) - 3)
+    margin = 0.05 * max(edge[-1].score - bottom, 0.1)
+    axes.set_ylim(bottom - margin, edge[-1].score + margin)
     axes.set_xlabel("network calls a clip (a VJP counted by its time)")
     axes.set_ylabel("SI-SDRi in dB, active stems")
     axes.set_title(title)
@@ -116,6 +121,8 @@ def draw(points: Sequence[Point], out: Path, title: str) -> None:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="PNG file.")
 def main(tables: tuple[Path, ...], listed: str | None, reading: str, title: str, out: Path) -> None:
     points = read_points(tables, reading, listed)
+    if not points:
+        raise click.ClickException("no row of these tables has a score there")
     draw(points, out, title)
     for point in front(points):
         click.echo(f"{point.cost:8.0f}  {point.score:6.2f} dB  {point.method} {point.label}")
