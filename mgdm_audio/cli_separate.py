@@ -272,9 +272,12 @@ def check_options(request: Request) -> None:
             f"{', '.join(presets)}",
             param_hint="'--preset'",
         )
-    asked = samplers.get(request.method, request.preset).needs
-    if request.independent and "prior" not in asked:
-        raise click.UsageError(f"--independent needs a prior, which {request.method} does not ask")
+    if request.independent:
+        if "prior" not in samplers.get(request.method, request.preset).needs:
+            message = f"--independent needs a prior, which {request.method} does not ask"
+            raise click.UsageError(message)
+        if request.other:
+            raise click.UsageError("--independent and --other exclude each other")
     if not request.filename.endswith((".{ext}", "." + request.container)):
         raise click.BadParameter(
             f"'{request.filename}' does not end like a {request.container} file (--format); end "

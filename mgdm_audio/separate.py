@@ -216,6 +216,8 @@ class Separator:
                 f"sampler '{self.sampler.name}' makes nothing of parts of stems beside the mix and "
                 "cannot be told the window before; choose seams 'fade', or another method"
             )
+        if independent and other is not None:
+            raise ValueError("independent stems are those of the prior; leave out other")
         asked = self.models.regressor
         if other is not None and asked is not None and not asked.knows_other:
             raise ValueError(

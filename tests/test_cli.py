@@ -393,6 +393,8 @@ def test_independent_stems(run, song):
     refused = run("separate", "song.wav", "--method", "regressor", "--independent", "-o", "other")
     assert refused.exit_code == 2
     assert "--independent needs a prior" in refused.stderr
+    refused = run("separate", "song.wav", "--other", "--independent", "-o", "other")
+    assert refused.exit_code == 2
 
 
 def test_dry_run_writes_nothing(run, song, tmp_path):

@@ -94,6 +94,8 @@ def test_what_cannot_be_independent_is_refused(prior):
     for name in ("regressor", "gibbs"):
         with pytest.raises(ValueError, match=f"'{name}' asks no prior"):
             Separator(prior, name, independent=True)
+    with pytest.raises(ValueError, match="leave out other"):
+        Separator(prior, "ddnm", independent=True, other=-10.0)
     with pytest.raises(ValueError, match="marginal_sigma"):
         IndependentStems(sampler=samplers.get("ddnm"), marginal_sigma=0.0)
     gaussian, problem, _ = gaussian_problem(4, 1, 0.1)
