@@ -158,8 +158,8 @@ class Separator:
         settings: sampler settings that replace those of the preset.
 
     Raises:
-        ValueError: for an unknown model, method, preset, device or setting, and for a sampler
-            whose noise levels the prior was not trained on.
+        ValueError: for an unknown model, method, preset, device or setting, for options that do
+            not go together, and for a sampler whose noise levels the prior was not trained on.
     """
 
     def __init__(

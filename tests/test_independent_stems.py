@@ -11,7 +11,7 @@ from mgdm_audio.denoise import CountingDenoiser, GaussianDenoiser, MarginalDenoi
 from mgdm_audio.draws import SeededDraws
 from mgdm_audio.operators import Mixture
 from mgdm_audio.regress import WithRegressor
-from mgdm_audio.samplers.base import Cost
+from mgdm_audio.samplers.base import Cost, Problem
 from mgdm_audio.samplers.independent_stems import IndependentStems
 
 FAR = 1e4
@@ -46,7 +46,7 @@ def test_it_is_the_sampler_on_the_single_stem_priors(name):
     assert seen[0][0] < seen[-1][0] == 4 * cost.calls
     alone = wrapped.sample(
         prior,
-        type(problem)(problem.operator, problem.y[1:2], problem.sigma_y, (1, *problem.shape[1:])),
+        Problem(problem.operator, problem.y[1:2], problem.sigma_y, (1, *problem.shape[1:])),
         SeededDraws([0], dtype=torch.float64),
     )
     assert torch.equal(alone[0], result[1])
@@ -94,6 +94,8 @@ def test_what_cannot_be_independent_is_refused(prior):
     for name in ("regressor", "gibbs"):
         with pytest.raises(ValueError, match=f"'{name}' asks no prior"):
             Separator(prior, name, independent=True)
+    with pytest.raises(ValueError, match="single-stem priors by itself"):
+        Separator(prior, "isdm", "fast", independent=True)
     with pytest.raises(ValueError, match="leave out other"):
         Separator(prior, "ddnm", independent=True, other=-10.0)
     with pytest.raises(ValueError, match="marginal_sigma"):

@@ -27,6 +27,7 @@ from mgdm_audio.denoise import Denoiser, MarginalDenoiser
 from mgdm_audio.draws import Draws
 from mgdm_audio.samplers._ve import check
 from mgdm_audio.samplers.base import Cost, DiffusionSampler, Problem, Progress, Sampler, Start
+from mgdm_audio.samplers.isdm import ISDM
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -43,7 +44,8 @@ class IndependentStems(Sampler):
             the network was still trained well.
 
     Raises:
-        ValueError: if the sampler asks no prior alone, or a setting is out of range.
+        ValueError: if the sampler asks no prior alone, or single-stem ones already, or a setting is
+            out of range.
     """
 
     name: ClassVar[str] = "independent-stems"
@@ -60,6 +62,10 @@ class IndependentStems(Sampler):
             raise ValueError(
                 f"sampler '{self.sampler.name}' asks no prior, whose stems could be independent; "
                 "choose another method, such as 'mgdm'"
+            )
+        if isinstance(self.sampler, ISDM) and self.sampler.priors == "marginal":
+            raise ValueError(
+                "sampler 'isdm' asks the single-stem priors by itself; leave out independent"
             )
 
     @property

@@ -99,9 +99,8 @@ def draw(points: Sequence[Point], out: Path, title: str) -> None:
     axes.step(*zip(*reach, strict=True), where="post", color="black", linestyle=":", linewidth=1,
               label="Pareto front")  # fmt: skip
     axes.set_xscale("log")
-    low = min((p.score for p in edge), default=0.0)
     # Methods that broke down are left below the plot.
-    bottom = max(min(p.score for p in points), min(low, 0.0) - 3)
+    bottom = max(min(p.score for p in points), min(edge[0].score, 0.0) - 3)
     margin = 0.05 * max(edge[-1].score - bottom, 0.1)
     axes.set_ylim(bottom - margin, edge[-1].score + margin)
     axes.set_xlabel("network calls a clip (a VJP counted by its time)")

@@ -153,7 +153,7 @@ def added(rows: Sequence[Row], table: Sequence[Mapping[str, str]]) -> list[Mappi
 
 
 def _identity(line: Mapping[str, str]) -> tuple[str, ...]:
-    """What makes two rows the same; the format of numbers is no part of it."""
+    """What makes two rows the same; the precision of the network is no part of it."""
     keys = ("method", "settings", "note", "list", "samples", "sha256", "regressor", "seed")
     return tuple(line[key] for key in keys)
 
