@@ -122,7 +122,7 @@ def in_memory(
             f"({first / sample_rate:.6f} s)"
         )
     dtype = np.float64 if array.dtype == np.float64 and kind.dtype in _DOUBLE else np.float32
-    samples = np.array(np.atleast_2d(array), dtype=dtype, order="C")
+    samples: NDArray[Any] = np.array(np.atleast_2d(array), dtype=dtype, order="C")
 
     def restore(x: Tensor) -> Any:
         shaped = x.reshape(kind.shape)

@@ -134,7 +134,7 @@ def quantise(
 
 def _fits(units: NDArray[np.int64], bits: int) -> bool:
     scale = 1 << (bits - 1)
-    return units.min(initial=0) >= -scale and units.max(initial=0) <= scale - 1
+    return bool(units.min(initial=0) >= -scale and units.max(initial=0) <= scale - 1)
 
 
 def _apportion(

@@ -83,7 +83,7 @@ class Calibration:
 
     def whole_coverage(self) -> float:
         """:meth:`coverage` over all coordinates."""
-        return float(self.ranks[..., 1:-1].sum() / max(1, self.ranks.sum()))
+        return int(self.ranks[..., 1:-1].sum()) / max(1, int(self.ranks.sum()))
 
     def whole_ratio(self) -> float:
         """:meth:`spread_ratio` over all coordinates; nan where nothing sounds."""
