@@ -44,6 +44,7 @@ from __future__ import annotations
 __all__ = ["spread", "spread_stems"]
 
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from math import ceil, log2
 
 import torch
@@ -132,7 +133,7 @@ def spread(
         part = torch.stft(
             both, n_fft, hop, window=window, pad_mode="constant", return_complex=True, center=True
         )
-        x = _divide(part[:count], part[count:], bands, floor)
+        x = _divide(part[:count].mT, part[count:].mT, bands, floor).mT
         size = both.shape[-1]
         wave = torch.istft(x.flatten(0, 1), n_fft, hop, window=window, length=size)
         wave = wave.unflatten(0, x.shape[:2])
@@ -151,120 +152,133 @@ def _with_first(first: Tensor, rest: Iterator[Tensor]) -> Iterator[Tensor]:
     yield from rest
 
 
-def _bands(n_fft: int, sample_rate: int, prior_rate: int) -> Tensor:
-    """The band of each bin, (F,); -1 above the prior's band."""
+def _bands(n_fft: int, sample_rate: int, prior_rate: int) -> list[int]:
+    """The first bin of each band and, last, the first bin above the prior's band."""
     bins = torch.arange(n_fft // 2 + 1) * (sample_rate / n_fft)
     end = 0.9 * min(prior_rate, sample_rate) / 2
     # Thirds of an octave below the end of the band, down to its 128th part.
-    third = (3 * torch.log2(end / bins.clamp_min(1e-9))).floor().clamp(0, 20).long()
-    used = torch.unique(third[bins < end], sorted=True)  # 0 is the highest
-    numbers = torch.searchsorted(used, third.clamp_max(int(used[-1])))
-    return torch.where(bins < end, len(used) - 1 - numbers, -1)
+    third = (3 * torch.log2(end / bins[bins < end].clamp_min(1e-9))).floor().clamp(0, 20)
+    widths = torch.unique_consecutive(third, return_counts=True)[1]
+    return [0, *widths.cumsum(0).tolist()]
 
 
-def _divide(s: Tensor, y: Tensor, bands: Tensor, floor: float) -> Tensor:
-    """X: (K, C, F, N) from stems (K, F, N) and channels (C, F, N)."""
-    inside = bands >= 0
-    top = int(bands.max())
-    # Above the band a stem has the place of the highest band.
-    rows = torch.where(inside, bands, top)
-    power = _mean(s.abs().square())
-    alike = torch.full_like(power[:, :1], 1 / len(s))
-    x, rest = _places(s, y, bands, rows, floor)
-    below = power[:, inside]
-    broad = _share(below.sum(1, keepdim=True), alike, floor)
-    gains = _diffuse_gains(below, rest[:, inside], bands[inside], broad, floor)
-    x[:, :, inside] += gains[:, None] * rest[:, inside]
-    if not bool(inside.all()):
-        octave = power[:, bands > top - 3].sum(1)
-        x[:, :, ~inside] += _above(octave, broad, x[:, :, bands == top], rest[:, ~inside], floor)
+# From here on N frames come before F bins: so the transform leaves them, and a band is a slice.
+
+
+def _divide(s: Tensor, y: Tensor, bands: list[int], floor: float) -> Tensor:
+    """X: (K, C, N, F) from stems (K, N, F) and channels (C, N, F)."""
+    top, end = bands[-2], bands[-1]
+    power = _mean(_power(s))
+    alike = torch.full_like(power[..., :1], 1 / len(s))
+    x, rest = _places(s, y, bands, floor)
+    below = power[..., :end]
+    broad = _share(below.sum(-1, keepdim=True), alike, floor)
+    gains = _diffuse_gains(below, rest[..., :end], bands, broad, floor)
+    x[..., :end] += gains[:, None] * rest[..., :end]
+    if end < s.shape[-1]:
+        octave = power[..., bands[-min(4, len(bands))] : end].sum(-1)
+        x[..., end:] += _above(octave, broad, x[..., top:end], rest[..., end:], floor)
     return x
 
 
-def _places(
-    s: Tensor, y: Tensor, bands: Tensor, rows: Tensor, floor: float
-) -> tuple[Tensor, Tensor]:
-    """d_k S_k, (K, C, F, N), and what they leave of the channels, (C, F, N)."""
-    mono = s.sum(0)
-    count = int(bands.max()) + 1
-    inside = (bands[None] == torch.arange(count)[:, None]).to(s)  # (bands, F)
-
-    def over(a: Tensor, b: Tensor) -> Tensor:
-        """Sum over frames and a band's bins of a b*, (bands, A, B)."""
-        products = torch.einsum("afn,bfn->fab", a, b.conj())
-        return torch.einsum("qf,fab->qab", inside, products)
-
-    total = over(mono[None], mono[None]).real + floor
-    place = over(y, mono[None]) / total  # (bands, C, 1)
-    # A source in one of C channels has place C in their mean; more is a mix that cancels.
-    place = place * (len(y) / place.abs().clamp_min(len(y)))
-    off = y - place[rows, :, 0].T[:, :, None] * mono
-    gram = over(s, s)
+def _places(s: Tensor, y: Tensor, bands: list[int], floor: float) -> tuple[Tensor, Tensor]:
+    """d_k S_k, (K, C, N, F), and what they leave of the channels, (C, N, F)."""
+    places, crosses, grams = [], [], []
+    for low, high in pairwise(bands):
+        stems, channels = (x[..., low:high].flatten(1) for x in (s, y))
+        mono = stems.sum(0)
+        total = _power(mono).sum() + floor
+        place = channels @ mono.conj() / total
+        # A source in one of C channels has place C in their mean; more is a mix that cancels.
+        place = place * (len(y) / place.abs().clamp_min(len(y)))
+        places.append(place)
+        crosses.append((channels - place[:, None] * mono) @ stems.mH)
+        grams.append(stems @ stems.mH)
+    place, cross, gram = (torch.stack(found) for found in (places, crosses, grams))
     own = gram.diagonal(dim1=-2, dim2=-1).real
     system = gram + torch.diag_embed(_PULL * own + floor).to(gram)
     # D - g solves (D - g) (gram + pull) = cross.
-    shift = torch.linalg.solve(system.mT, over(off, s).mT).mT  # (bands, C, K)
+    shift = torch.linalg.solve(system.mT, cross.mT).mT  # (bands, C, K)
     # No further off than that, and still nothing in the mean of the channels.
-    d = place + shift * (len(y) / shift.abs().amax(1, keepdim=True).clamp_min(len(y)))
-    placed = d[rows].permute(2, 1, 0)[..., None] * s[:, None]  # (K, C, F, N)
+    d = place[..., None] + shift * (len(y) / shift.abs().amax(1, keepdim=True).clamp_min(len(y)))
+    # Above the band a stem has the place of the highest band.
+    widths = [high - low for low, high in pairwise([*bands[:-1], s.shape[-1]])]
+    # Laid out like the stems, or the product would not be.
+    d = d.permute(2, 1, 0).repeat_interleave(torch.tensor(widths), dim=2).contiguous()
+    placed = d[:, :, None] * s[:, None]
     return placed, y - placed.sum(0)
 
 
 def _diffuse_gains(
-    power: Tensor, rest: Tensor, bands: Tensor, broad: Tensor, floor: float
+    power: Tensor, rest: Tensor, bands: list[int], broad: Tensor, floor: float
 ) -> Tensor:
-    """Shares (K, F, N) of what is left inside the band, from the stems' powers there."""
+    """Shares (K, N, F) of what is left inside the band, from the stems' powers there."""
+    widths = [high - low for low, high in pairwise(bands)]
+
+    def by_band(x: Tensor) -> Tensor:
+        """Sums over frames and bins, (K, bands)."""
+        return torch.stack([part.sum(-1) for part in x.sum(1).split(widths, dim=-1)], dim=-1)
+
     gains = _share(power, broad, floor)
-    left = rest.abs().square().sum(0)
+    left = _power(rest).sum(0)
+    own = by_band(power) + floor
     for _ in range(2):
         # How diffuse a stem is in a band: its share of what is left, relative to its power.
-        weight = torch.stack(
-            [
-                (gains[:, bands == q] * left[bands == q]).sum((1, 2))
-                / (power[:, bands == q].sum((1, 2)) + floor)
-                for q in range(int(bands.max()) + 1)
-            ]
-        )  # (bands, K)
-        weight = weight / weight.sum(1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
-        gains = _share(power * (weight[bands].T[:, :, None] + 1e-3), broad, floor)
+        weight = by_band(gains * left) / own
+        weight = weight / weight.sum(0).clamp_min(torch.finfo(weight.dtype).tiny)
+        weight = weight.repeat_interleave(torch.tensor(widths), dim=1)
+        gains = _share(power * (weight[:, None] + 1e-3), broad, floor)
     return gains
 
 
 def _above(octave: Tensor, broad: Tensor, highest: Tensor, y: Tensor, floor: float) -> Tensor:
-    """X above the band, (K, C, F', N), from the channels there, (C, F', N).
+    """X above the band, (K, C, N, F'), from the channels there, (C, N, F').
 
     Arguments:
         octave: power of the stems in the octave below, (K, N).
-        broad: shares of the stems over the whole band, (K, 1, N), for where the octave is empty.
-        highest: stems of the channels in the highest band below, (K, C, F'', N).
+        broad: shares of the stems over the whole band, (K, N, 1), for where the octave is empty.
+        highest: stems of the channels in the highest band below, (K, C, N, F'').
     """
     level = octave.mean().clamp_min(floor)
-    u = octave / level + 1e-6 * broad[:, 0] + 1e-9  # (K, N)
-    power = _mean(y.abs().square().sum(0)[None])[0] + floor  # (F', N)
-    h = (power.mean(1, keepdim=True) / u.sum(0).mean()).expand(-1, len(u)).clone()  # (F', K)
+    u = octave / level + 1e-6 * broad[..., 0] + 1e-9  # (K, N)
+    power = _mean(_power(y).sum(0)[None])[0] + floor  # (N, F')
+    h = (power.mean(0) / u.sum(0).mean()).expand(len(u), -1).clone()  # (K, F')
     for _ in range(_STEPS):
-        model = h @ u
-        h = h * (((power / model**2) @ u.T) / ((1 / model) @ u.T)).sqrt()
-    v = h.T[:, :, None] * u[:, None]  # (K, F', N)
+        model = u.T @ h
+        h = h * ((u @ (power / model**2)) / (u @ (1 / model))).sqrt()
+    v = u[:, :, None] * h[:, None]  # (K, N, F')
     if len(y) == 1:
         return (v / v.sum(0))[:, None] * y
-    covariance = torch.einsum("kcfn,kdfn->kcd", highest, highest.conj())
+    covariance = torch.einsum("kcnf,kdnf->kcd", highest, highest.conj())
     trace = covariance.diagonal(dim1=-2, dim2=-1).real.sum(-1) / len(y)
     eye = torch.eye(len(y)).to(covariance)
     # A stem that does not play there is anywhere.
     spatial = (covariance + (1e-3 * trace + floor)[:, None, None] * eye) / (
         (1.001 * trace + floor)[:, None, None]
     )
-    system = torch.einsum("kfn,kcd->fncd", v.to(spatial), spatial)
-    solved = torch.linalg.solve(system, y.permute(1, 2, 0)[..., None])[..., 0]
-    x = v[:, None] * torch.einsum("kcd,fnd->kcfn", spatial, solved)
+    # Powers are real, and a real product is half the work.
+    system = torch.einsum("knf,kcdr->nfcdr", v, torch.view_as_real(spatial)).contiguous()
+    solved = torch.linalg.solve(torch.view_as_complex(system), y.permute(1, 2, 0)[..., None])
+    x = v[:, None] * torch.einsum("kcd,nfd->kcnf", spatial, solved[..., 0])
     # The solution's rounding, in proportion to the powers.
     return x + (v / v.sum(0))[:, None] * (y - x.sum(0))
 
 
+def _power(x: Tensor) -> Tensor:
+    """Square of the absolute value, without the root that torch takes on the way."""
+    return x.real.square() + x.imag.square()
+
+
 def _mean(x: Tensor) -> Tensor:
-    """Running mean along the last axis (frames) of (A, F, N)."""
-    return F.avg_pool1d(x, _FRAMES, 1, _FRAMES // 2, count_include_pad=False)
+    """Running mean over the frames of (A, N, F); fewer at the ends."""
+    half, frames = _FRAMES // 2, x.shape[1]
+    padded = F.pad(x, (0, 0, half, half))
+    total = padded[:, :frames].clone()
+    for i in range(1, _FRAMES):
+        total += padded[:, i : i + frames]
+    at = torch.arange(frames)
+    count = (at + half).clamp_max(frames - 1) - (at - half).clamp_min(0) + 1
+    return total / count[:, None]
 
 
 def _share(power: Tensor, fallback: Tensor, floor: float) -> Tensor:
