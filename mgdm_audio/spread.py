@@ -270,15 +270,8 @@ def _power(x: Tensor) -> Tensor:
 
 
 def _mean(x: Tensor) -> Tensor:
-    """Running mean over the frames of (A, N, F); fewer at the ends."""
-    half, frames = _FRAMES // 2, x.shape[1]
-    padded = F.pad(x, (0, 0, half, half))
-    total = padded[:, :frames].clone()
-    for i in range(1, _FRAMES):
-        total += padded[:, i : i + frames]
-    at = torch.arange(frames)
-    count = (at + half).clamp_max(frames - 1) - (at - half).clamp_min(0) + 1
-    return total / count[:, None]
+    """Running mean over the frames of (A, N, F)."""
+    return F.avg_pool2d(x, (_FRAMES, 1), 1, (_FRAMES // 2, 0), count_include_pad=False)
 
 
 def _share(power: Tensor, fallback: Tensor, floor: float) -> Tensor:
