@@ -100,8 +100,7 @@ def test_samples_of_the_store_are_not_drawn_again(bench, corpus, monkeypatch):
     drawn[:] = [1, 1]
     assert bench.fill(jobs)
     assert len(drawn) == 3
-    tracks, _ = bench.score(CHEAP, listed, 2)
-    assert len(tracks) == 2
+    assert len(bench.score(CHEAP, listed, 2)) == 2
 
 
 def test_regressors_and_warm_starts(bench, corpus, prior, tmp_path):
@@ -163,7 +162,7 @@ def test_samples_of_several_workers_are_those_of_one(bench, corpus, prior, tmp_p
 def test_out_of_time(bench, corpus):
     listed = clips(corpus / "valid", TINY)
     assert not bench.fill([(CHEAP, clip, 0) for clip in listed], minutes=0)
-    assert bench.score(CHEAP, listed) == ([], [])
+    assert bench.score(CHEAP, listed) == []
 
 
 def test_fingerprint(bench, corpus, prior, tmp_path):
@@ -218,7 +217,7 @@ def test_row_and_tables(bench, corpus, tmp_path):
     with open(tmp_path / "out" / "dps.csv", newline="") as file:
         active, track = csv.DictReader(file)
     by_hand = metrics.nanmean(
-        np.concatenate([t.windows.masked(t.windows.improvement) for t in scored[0]])
+        np.concatenate([s.track.windows.masked(s.track.windows.improvement) for s in scored])
     )
     assert float(active["drums"]) == pytest.approx(by_hand[1], abs=1e-3)
     assert float(active["drums_low"]) <= float(active["drums"]) <= float(active["drums_high"])

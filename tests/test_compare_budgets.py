@@ -7,9 +7,9 @@ import torch
 
 from mgdm_audio import hub, samplers
 from recipes.compare import budgets, tune
-from recipes.compare.bench import Spent
 from recipes.compare.budgets import Candidate, equivalents, fit
 from recipes.compare.clips import ClipList, clips
+from recipes.compare.ledger import Spent
 
 pytest_plugins = ("compare_fixtures",)
 

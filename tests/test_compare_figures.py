@@ -202,8 +202,8 @@ def test_honesty(prior: hub.Prior, music: np.ndarray, tmp_path: Path):
     assert (best >= one).all()
     assert (three > one).all()
     # By hand: samples of both clips, each scored alone.
-    alone = [bench.score(entry, listed, first=s)[0] for s in range(3)]
-    values = [t.windows.masked(t.windows.improvement) for tracks in alone for t in tracks]
+    alone = [one.track.windows for s in range(3) for one in bench.score(entry, listed, first=s)]
+    values = [windows.masked(windows.improvement) for windows in alone]
     assert np.allclose(one, np.concatenate(values).mean(0))
     assert set(result.gains) == {2, 3}
     assert result.clips == 2

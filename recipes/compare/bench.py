@@ -30,9 +30,10 @@ from mgdm_audio import Separator, __version__, hub, samplers
 from mgdm_audio.denoise import CountingDenoiser, Denoiser
 from mgdm_audio.draws import Draws
 from mgdm_audio.engine import Engine, LocalEngine
-from mgdm_audio.evaluate import TrackScores, evaluate_track
+from mgdm_audio.evaluate import evaluate_track
 from mgdm_audio.samplers.base import Callback, Cost, Problem, Progress, Sampler
 from recipes.compare.clips import Clip
+from recipes.compare.ledger import Ledger, Scored, Spent, write_whole
 from recipes.parallel import results
 
 SEEDS_A_SONG = 1000
@@ -60,34 +61,6 @@ class Entry:
         """Preset and changed settings, for people."""
         changed = [f"{key}={value}" for key, value in self.settings.items()]
         return " ".join([self.preset, *changed])
-
-
-@dataclass(frozen=True)
-class Spent:
-    """What samples of a clip cost.
-
-    Attributes:
-        calls: network calls, with or without a gradient; what samples of a mean share, once.
-        vjps: vector-Jacobian products of the network.
-        seconds: elapsed, in the sampler.
-        cpu_seconds: of all threads of the process, in the sampler.
-        peak_mib: largest memory while sampling: of the process on a CPU, allocated on a GPU.
-    """
-
-    calls: float = 0.0
-    vjps: float = 0.0
-    seconds: float = 0.0
-    cpu_seconds: float = 0.0
-    peak_mib: float = 0.0
-
-    def __add__(self, other: Spent) -> Spent:
-        return Spent(
-            self.calls + other.calls,
-            self.vjps + other.vjps,
-            self.seconds + other.seconds,
-            self.cpu_seconds + other.cpu_seconds,
-            max(self.peak_mib, other.peak_mib),
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,6 +169,7 @@ class Bench:
         device, precision, batch: see :class:`mgdm_audio.Separator`.
         seed: of the run.
         say: told one line of progress at a time.
+        ledger: scores that need not be drawn again; new ones are added.
         engine: where samples are drawn; workers elsewhere need the same store.
     """
 
@@ -210,9 +184,11 @@ class Bench:
         batch: int | None = None,
         seed: int = 0,
         say: Callable[[str], None] = lambda line: None,
+        ledger: Ledger | None = None,
         engine: Engine | None = None,
     ) -> None:
         self.prior, self.store, self.seed, self.say = prior, Path(store), seed, say
+        self.ledger = ledger or Ledger()
         self.engine: Engine = engine or LocalEngine()
         self.regressor = regressor
         self.options = {"device": device, "precision": precision, "batch": batch}
@@ -278,7 +254,17 @@ class Bench:
 
     def failed(self, entry: Entry, clip: Clip) -> bool:
         """Whether the sampler gave values that are not finite on a clip."""
-        return (self.folder(entry, clip) / "failed.txt").is_file()
+        folder = self.folder(entry, clip)
+        return (folder / "failed.txt").is_file() or self.ledger.failed(self._place(folder))
+
+    def known(self, entry: Entry, clip: Clip, count: int = 1) -> bool:
+        """Whether the ledger holds the scores of the mean of `count` samples."""
+        place = self._place(self.folder(entry, clip))
+        return self.ledger.failed(place) or self.ledger.get(place, count) is not None
+
+    def _place(self, folder: Path) -> str:
+        """What the ledger calls a folder of the store."""
+        return folder.relative_to(self.store).as_posix()
 
     def separate(self, entry: Entry, clip: Clip, first: int = 0, count: int = 1) -> Outcome:
         """The mean of samples `first` to `first + count - 1` of a clip, drawn where missing.
@@ -356,18 +342,31 @@ class Bench:
 
     def score(
         self, entry: Entry, clips: Sequence[Clip], count: int = 1, first: int = 0
-    ) -> tuple[list[TrackScores], list[Outcome]]:
-        """Scores of the mean of `count` samples of each clip that has them in the store."""
-        tracks, outcomes = [], []
+    ) -> list[Scored]:
+        """Scores of the mean of `count` samples of each clip that has them.
+
+        They are in the ledger or, all of them, in the store; those of samples from the first on are
+        added to the ledger.
+        """
+        found = []
         for clip in clips:
-            if self.done(entry, clip) < first + count:
+            folder = self.folder(entry, clip)
+            place = self._place(folder)
+            if (folder / "failed.txt").is_file():
+                self.ledger.add_failed(place)
                 continue
-            outcome = self.separate(entry, clip, first, count)
-            tracks.append(
-                evaluate_track(clip.stems, outcome.stems, self.prior.sample_rate, name=clip.name)
-            )
-            outcomes.append(outcome)
-        return tracks, outcomes
+            scored = self.ledger.get(place, count) if first == 0 else None
+            if scored is None:
+                if self.done(entry, clip) < first + count:
+                    continue
+                outcome = self.separate(entry, clip, first, count)
+                rate = self.prior.sample_rate
+                track = evaluate_track(clip.stems, outcome.stems, rate, name=clip.name)
+                scored = Scored(track, outcome.residual_db, outcome.spent)
+                if first == 0:
+                    scored = self.ledger.add(place, count, scored)
+            found.append(scored)
+        return found
 
 
 @dataclass(frozen=True)
@@ -411,13 +410,6 @@ def tuples(value: Any) -> Any:
 def recorded(folder: Path, number: int) -> bool:
     """Whether a sample is in a folder of the store."""
     return _stems_file(folder, number).is_file()
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """A file under its final name only when it is complete."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(content)
-    os.replace(part, path)
 
 
 def _stems_file(folder: Path, number: int) -> Path:

@@ -21,7 +21,8 @@ import yaml
 from mgdm_audio import samplers
 from mgdm_audio.hub import ModelError, Prior
 from mgdm_audio.samplers.base import Cost
-from recipes.compare.bench import Bench, Entry, Spent, tuples
+from recipes.compare.bench import Bench, Entry, tuples
+from recipes.compare.ledger import Spent
 
 CANDIDATES = Path(__file__).parent / "candidates.yaml"
 WINNERS = Path(__file__).parent / "winners.yaml"

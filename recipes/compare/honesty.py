@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from mgdm_audio import metrics
 from mgdm_audio.evaluate import Evaluation
-from recipes.compare.bench import Bench, Entry, write_whole
+from recipes.compare.bench import Bench, Entry
 from recipes.compare.calibration import (
     BANDS,
     Calibration,
@@ -34,6 +34,7 @@ from recipes.compare.calibration import (
     theoretical_gain,
 )
 from recipes.compare.clips import LISTS, Clip, clips
+from recipes.compare.ledger import write_whole
 from recipes.compare.options import make_bench, parse_setting, shared
 
 RESULTS = Path(__file__).parent / "results"
@@ -100,8 +101,8 @@ def examine(bench: Bench, entry: Entry, listed: Sequence[Clip], count: int) -> H
     assert calibration is not None
     result = {"one sample": metrics.nanmean(np.concatenate(singles))}
     for n in numbers[1:]:
-        tracks, _ = bench.score(entry, ready, n)
-        summary = Evaluation(tuple(tracks)).summary()["active_mean"]
+        tracks = tuple(scored.track for scored in bench.score(entry, ready, n))
+        summary = Evaluation(tracks).summary()["active_mean"]
         result[f"mean of {n}"] = np.array([summary[stem] for stem in stems])
     result[f"best of {count}, chosen with the true stems"] = metrics.nanmean(np.concatenate(best))
     gains = {n: 10 * np.log10(one / mean) for n, (one, mean) in errors.items() if n > 1}
@@ -121,10 +122,10 @@ def where_silent(
     bench: Bench, entry: Entry, listed: Sequence[Clip]
 ) -> tuple[metrics.Floats, float]:
     """Level of one sample where a stem is silent (K,), and of the mixtures, dB re full scale."""
-    tracks, _ = bench.score(entry, listed)
-    if not tracks:
+    scored = bench.score(entry, listed)
+    if not scored:
         return np.full(len(bench.prior.stems), np.nan), float("nan")
-    level = metrics.silent_level_db([track.windows for track in tracks])
+    level = metrics.silent_level_db([one.track.windows for one in scored])
     return level, float(np.mean([metrics.level_db(clip.mix) for clip in listed]))
 
 

@@ -13,6 +13,7 @@ import torch
 from mgdm_audio import hub
 from mgdm_audio.separate import resolve_device
 from recipes.compare.bench import Bench, tuples
+from recipes.compare.ledger import Ledger
 from recipes.parallel import chosen_engine, engine_options
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -68,6 +69,7 @@ def make_bench(
     engine: str,
     workers: int | None,
     seed: int,
+    ledger: Ledger | None = None,
 ) -> Bench:
     """The bench of a command's options; its progress goes to stderr."""
     torch.set_num_threads(threads)
@@ -82,6 +84,7 @@ def make_bench(
         precision=precision,
         seed=seed,
         say=lambda line: click.echo(line, err=True),
+        ledger=ledger,
         engine=chosen_engine(engine, workers, threads),
     )
 

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from mgdm_audio import STEMS
-from mgdm_audio.evaluate import Evaluation, TrackScores
-from recipes.compare.bench import Bench, Entry, Outcome, Spent, write_whole
+from mgdm_audio.evaluate import Evaluation
+from recipes.compare.bench import Bench, Entry
 from recipes.compare.budgets import equivalents
 from recipes.compare.clips import Clip
+from recipes.compare.ledger import Scored, Spent, write_whole
 
 READINGS = {
     "active": "SI-SDRi in dB, stems that are active in the window (active-stem reading)",
@@ -54,7 +55,7 @@ class Row:
         spent: cost a clip.
         vjp_cost: see :mod:`recipes.compare.budgets`.
         run: model and its checksum, that of the regressor that it asks (or ""), precision, seed,
-            date.
+            the last day on which a clip was scored.
     """
 
     entry: Entry
@@ -89,23 +90,23 @@ def make_row(
     name: str,
     listed: Sequence[Clip],
     samples: int,
-    scored: tuple[list[TrackScores], list[Outcome]],
+    scored: Sequence[Scored],
     vjp_cost: float,
 ) -> Row:
     """The row of what :meth:`Bench.score` gave for the clips of a list with this name."""
-    tracks, outcomes = scored
-    spent = sum((outcome.spent for outcome in outcomes), Spent())
-    n = max(1, len(outcomes))
+    tracks = tuple(one.track for one in scored)
+    spent = sum((one.spent for one in scored), Spent())
+    n = max(1, len(scored))
     main = bench.separator(entry).prior
     depends = bench.describe(entry)
-    residuals = [outcome.residual_db for outcome in outcomes if math.isfinite(outcome.residual_db)]
+    residuals = [one.residual_db for one in scored if math.isfinite(one.residual_db)]
     return Row(
         entry=entry,
         listed=name,
         clips=(len(tracks), len(listed)),
         failed=sum(bench.failed(entry, clip) for clip in listed),
         samples=samples,
-        summary=Evaluation(tuple(tracks)).summary() if tracks else None,
+        summary=Evaluation(tracks).summary() if tracks else None,
         residual_db=float(np.mean(residuals)) if residuals else -math.inf,
         spent=Spent(
             spent.calls / n,
@@ -121,7 +122,7 @@ def make_row(
             "regressor": depends.get("regressor", ""),
             "precision": depends["precision"],
             "seed": bench.seed,
-            "date": str(date.today()),
+            "date": max((one.day for one in scored), default=str(date.today())),
         },
     )
 

@@ -65,9 +65,11 @@ def main(
     for count in sorted(averages):
         scored = bench.score(entry, listed, count)
         rows.append(make_row(bench, entry, name, listed, count, scored, vjp_cost))
-        for track in scored[0]:
-            means = track.summary()["active_mean"]
-            songs.append([str(count), track.name, *(f"{means[s]:.2f}" for s in bench.prior.stems)])
+        for one in scored:
+            means = one.track.summary()["active_mean"]
+            songs.append(
+                [str(count), one.track.name, *(f"{means[s]:.2f}" for s in bench.prior.stems)]
+            )
     lines = records(rows)
     click.echo(markdown(lines))
     if out is not None:

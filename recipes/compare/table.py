@@ -23,6 +23,7 @@ from mgdm_audio import samplers
 from recipes.compare.bench import Bench, Entry, tuples
 from recipes.compare.budgets import WINNERS, load_candidates, load_winners
 from recipes.compare.clips import LISTS, Clip, clips
+from recipes.compare.ledger import Ledger
 from recipes.compare.options import make_bench, shared
 from recipes.compare.report import (
     Row,
@@ -117,20 +118,28 @@ def run_group(
             for number in range(max(group.samples))
             for clip in listed
             for entry in entries
+            if not all(bench.known(entry, clip, c) for c in group.samples if c > number)
         ]
         bench.fill(jobs, min(limits) if limits else None, share)
     rows = []
     for count in sorted(group.samples):
         # A group that was stopped: what has been separated by all methods, so that they compare.
         common = [
-            clip
-            for clip in listed
-            if all(bench.done(e, clip) >= count or bench.failed(e, clip) for e in entries)
+            clip for clip in listed if all(_ready(bench, entry, clip, count) for entry in entries)
         ]
         for entry in entries:
             scored = bench.score(entry, common, count)
             rows.append(make_row(bench, entry, name, listed, count, scored, vjp_cost))
     return rows
+
+
+def _ready(bench: Bench, entry: Entry, clip: Clip, count: int) -> bool:
+    """Whether nothing is left to draw for a clip's score."""
+    return (
+        bench.known(entry, clip, count)
+        or bench.done(entry, clip) >= count
+        or bench.failed(entry, clip)
+    )
 
 
 def added(rows: Sequence[Row], table: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
@@ -191,7 +200,7 @@ def main(
     share: tuple[int, int],
     **options: Any,
 ) -> None:
-    bench = make_bench(**options)
+    bench = make_bench(**options, ledger=Ledger(f"{out}-songs.jsonl"))
     vjp_cost, _ = load_candidates()
     rows: list[Row] = []
     for number, group in enumerate(load_plan(source), start=1):
@@ -203,6 +212,7 @@ def main(
         click.echo(f"group {number}: {len(entries)} entries, {len(listed)} clips", err=True)
         name = f"{split} {chosen}"
         rows += run_group(bench, group, entries, listed, name, vjp_cost, part, minutes)
+        bench.ledger.save()
     lines = added(rows, read_csv(f"{out}.csv"))
     click.echo(markdown(lines))
     write_tables(out, lines, "# All methods on the same prior and clips\n\n")

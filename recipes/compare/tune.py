@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from mgdm_audio.hub import ModelError
 from mgdm_audio.precision import choose_precision
 from mgdm_audio.separate import resolve_device
-from recipes.compare.bench import Bench, Entry, write_whole
+from recipes.compare.bench import Bench, Entry
 from recipes.compare.budgets import (
     CANDIDATES,
     WINNERS,
@@ -32,6 +32,7 @@ from recipes.compare.budgets import (
     measure_vjp_cost,
 )
 from recipes.compare.clips import LISTS, Clip, clips
+from recipes.compare.ledger import write_whole
 from recipes.compare.options import make_bench, shared
 from recipes.compare.report import Row, make_row, markdown, records, write_tables
 
@@ -69,7 +70,7 @@ def tune(
         scores: dict[str, list[tuple[float, Candidate]]] = {}
         for candidate, entry in entries:
             scored = bench.score(entry, listed)
-            if len(scored[0]) < len(listed):
+            if len(scored) < len(listed):
                 continue
             row = make_row(bench, entry, f"tuning at {budget}", listed, 1, scored, vjp_cost)
             rows.append(row)
