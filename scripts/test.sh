@@ -7,4 +7,6 @@ bash scripts/install.sh test
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 .venv/bin/python -m ruff check .
 .venv/bin/python -m mypy
-.venv/bin/python -m pytest -q "$@"
+# A file at a time on each core; on few cores of many, because each process takes 1 to 2 GB.
+cores="$(getconf _NPROCESSORS_ONLN)"
+.venv/bin/python -m pytest -q -n "$((cores < 4 ? cores : 4))" --dist loadfile "$@"

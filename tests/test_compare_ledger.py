@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from mgdm_audio.evaluate import Evaluation, evaluate_track
-from recipes.compare import table
+from recipes.compare import report, table
 from recipes.compare.bench import Bench, Entry
 from recipes.compare.clips import ClipList, clips
 from recipes.compare.ledger import Ledger, Scored, Spent
@@ -21,11 +22,12 @@ TINY = ClipList(2, 16_384)
 CHEAP = Entry("ddnm", "fast", {"steps": 4})
 
 
-def scored(seed: int, samples: int = 5 * 22_050) -> Scored:
-    """Noise, scored; one stem and one estimate of another are silent."""
+def scored(seed: int, samples: int = 5 * 22_050, silent: bool = True) -> Scored:
+    """Noise, scored; one stem and one estimate of another may be silent."""
     rng = np.random.default_rng(seed)
     stems, estimates = rng.normal(0, 0.1, (2, 4, samples))
-    stems[1], estimates[2] = 0, 0
+    if silent:
+        stems[1], estimates[2] = 0, 0
     track = evaluate_track(stems, estimates, 22_050, name=f"song-{seed}")
     return Scored(track, -math.inf, Spent(3, 2, 1.5, 1.25, 100.0), day="2026-01-02")
 
@@ -52,6 +54,31 @@ def test_scores_come_back(tmp_path, samples):
     assert texts[0] == texts[1]
     json.loads((tmp_path / "songs.jsonl").read_text(), parse_constant=pytest.fail)
     assert Ledger(tmp_path / "songs.jsonl").get("a", 1) is None
+
+
+def test_the_lead_is_over_the_same_songs():
+    """Songs differ by decibels, the two methods by half of one on all of them."""
+    given = [scored(seed, silent=False) for seed in range(4)]
+    better = []
+    for k, one in enumerate(given):
+        windows = one.track.windows
+        windows = dataclasses.replace(windows, improvement=windows.improvement + 3.0 * k)
+        given[k] = dataclasses.replace(one, track=dataclasses.replace(one.track, windows=windows))
+        windows = dataclasses.replace(windows, improvement=windows.improvement + 0.5)
+        better.append(
+            dataclasses.replace(one, track=dataclasses.replace(one.track, windows=windows))
+        )
+    assert report.lead(better, given) == pytest.approx((0.5, 0.5, 0.5))
+    assert report.lead(better[1:], given) == pytest.approx((0.5, 0.5, 0.5))
+    assert np.isnan(report.lead(better, given[1:])).all()
+    assert np.isnan(report.lead([], given)).all()
+    # The same windows, so the mean of the differences is the difference of the means.
+    several = [*given[:3], better[3]]
+    means = [
+        Evaluation(tuple(one.track for one in part)).summary()["active_mean"]
+        for part in (several, given)
+    ]
+    assert report.lead(several, given)[0] == pytest.approx(means[0]["all"] - means[1]["all"])
 
 
 def test_two_processes_write_one_file(tmp_path):

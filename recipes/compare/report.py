@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mgdm_audio import STEMS
+from mgdm_audio import STEMS, metrics
 from mgdm_audio.evaluate import Evaluation
 from recipes.compare.bench import Bench, Entry
 from recipes.compare.budgets import equivalents
@@ -26,6 +26,11 @@ READINGS = {
     "parentheses the paper's Table 3",
 }
 COLUMNS = (*STEMS, "all")
+
+REFERENCE = Entry("regressor")
+"""What the methods of a table are compared with song by song: the best that there is."""
+
+LEAD = "all, less the regressor's on the same songs"
 
 PAPER = {
     "mgdm": (18.49, 18.07, 16.68, 16.17, 17.35),
@@ -54,6 +59,8 @@ class Row:
         residual_db: of the sampler, before the stems are made to add up; mean over clips.
         spent: cost a clip.
         vjp_cost: see :mod:`recipes.compare.budgets`.
+        lead: mean of the stems' SI-SDRi less that of the reference on the same clips, active-stem
+            reading, with its 95 % bootstrap interval over songs; see :func:`lead`.
         run: model and its checksum, that of the regressor that it asks (or ""), precision, seed,
             the last day on which a clip was scored.
     """
@@ -67,6 +74,7 @@ class Row:
     residual_db: float
     spent: Spent
     vjp_cost: float
+    lead: tuple[float, float, float]
     run: dict[str, Any]
 
     def score(self, reading: str = "active", column: str = "all") -> float:
@@ -92,8 +100,12 @@ def make_row(
     samples: int,
     scored: Sequence[Scored],
     vjp_cost: float,
+    reference: Sequence[Scored] = (),
 ) -> Row:
-    """The row of what :meth:`Bench.score` gave for the clips of a list with this name."""
+    """The row of what :meth:`Bench.score` gave for the clips of a list with this name.
+
+    `reference` is what it gave for another entry, of these clips or more.
+    """
     tracks = tuple(one.track for one in scored)
     spent = sum((one.spent for one in scored), Spent())
     n = max(1, len(scored))
@@ -116,6 +128,7 @@ def make_row(
             spent.peak_mib,
         ),
         vjp_cost=vjp_cost,
+        lead=lead(scored, reference),
         run={
             "model": main.name,
             "sha256": main.sha256,
@@ -125,6 +138,25 @@ def make_row(
             "date": max((one.day for one in scored), default=str(date.today())),
         },
     )
+
+
+def lead(scored: Sequence[Scored], reference: Sequence[Scored]) -> tuple[float, float, float]:
+    """How much more is gained than by a reference: mean, and the ends of its interval.
+
+    Songs differ by more than methods do, so intervals of two methods overlap that differ on every
+    song alike; this one is of the differences. NaN unless the reference has all of the clips.
+    """
+    others = {one.track.name: one.track.windows for one in reference}
+    if not scored or not all(one.track.name in others for one in scored):
+        return math.nan, math.nan, math.nan
+    differences = [
+        windows.masked(windows.improvement - others[one.track.name].improvement)
+        for one in scored
+        for windows in [one.track.windows]
+    ]
+    mean = float(metrics.nanmean(metrics.nanmean(np.concatenate(differences))))
+    interval = metrics.bootstrap(differences)
+    return mean, interval.low_all, interval.high_all
 
 
 def records(rows: Sequence[Row]) -> list[dict[str, str]]:
@@ -152,6 +184,7 @@ def records(rows: Sequence[Row]) -> list[dict[str, str]]:
                 line |= {f"{column}_low": _cell(low), f"{column}_high": _cell(high)}
                 published = PAPER.get(row.entry.method, (math.nan,) * 5)[k]
                 line[f"{column}_paper"] = _cell(published)
+            line |= dict(zip(("lead", "lead_low", "lead_high"), map(_cell, row.lead), strict=True))
             spent = row.spent
             line |= {
                 "calls": f"{spent.calls:.1f}",
@@ -193,12 +226,14 @@ def markdown(lines: Sequence[Mapping[str, str]]) -> str:
     parts = [_head(lines)]
     names = ["method", "settings", "list", "clips", "mean of"]
     for reading, title in READINGS.items():
-        table = [f"**{title}**", "", _line([*names, *COLUMNS])]
-        table.append(_line(["---"] * 3 + ["---:"] * (2 + len(COLUMNS))))
+        paired = reading == "active" and any(line["lead"] for line in lines)
+        columns = [*COLUMNS, *([LEAD] if paired else [])]
+        table = [f"**{title}**", "", _line([*names, *columns])]
+        table.append(_line(["---"] * 3 + ["---:"] * (2 + len(columns))))
         for line in lines:
             if line["reading"] != reading:
                 continue
-            cells = [_scored(line, column) for column in COLUMNS]
+            cells = [_scored(line, "lead" if column == LEAD else column) for column in columns]
             if reading == "track":
                 published = [line[f"{column}_paper"] for column in COLUMNS]
                 pairs = zip(cells, published, strict=True)

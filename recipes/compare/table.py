@@ -26,6 +26,7 @@ from recipes.compare.clips import LISTS, Clip, clips
 from recipes.compare.ledger import Ledger
 from recipes.compare.options import make_bench, shared
 from recipes.compare.report import (
+    REFERENCE,
     Row,
     make_row,
     markdown,
@@ -105,11 +106,13 @@ def run_group(
     vjp_cost: float,
     share: tuple[int, int] | None,
     minutes: float | None = None,
+    against: Entry | None = None,
 ) -> list[Row]:
     """Draws what is missing of a group (nothing if share is None), and its rows.
 
     Clip by clip for all methods, first samples first, and scored on the clips that all methods
-    have: whenever it is stopped, the rows are of the same clips.
+    have: whenever it is stopped, the rows are of the same clips. Their lead is over one sample of
+    `against`, where it was separated.
     """
     if share is not None:
         limits = [limit for limit in (minutes, group.minutes) if limit is not None]
@@ -127,9 +130,10 @@ def run_group(
         common = [
             clip for clip in listed if all(_ready(bench, entry, clip, count) for entry in entries)
         ]
+        reference = bench.score(against, common) if against is not None else ()
         for entry in entries:
             scored = bench.score(entry, common, count)
-            rows.append(make_row(bench, entry, name, listed, count, scored, vjp_cost))
+            rows.append(make_row(bench, entry, name, listed, count, scored, vjp_cost, reference))
     return rows
 
 
@@ -202,6 +206,7 @@ def main(
 ) -> None:
     bench = make_bench(**options, ledger=Ledger(f"{out}-songs.jsonl"))
     vjp_cost, _ = load_candidates()
+    against = next(iter(bench.possible([REFERENCE])), None)
     rows: list[Row] = []
     for number, group in enumerate(load_plan(source), start=1):
         drawn = not only_tables and (not numbers or number in numbers)
@@ -211,7 +216,7 @@ def main(
         part = share if drawn else None
         click.echo(f"group {number}: {len(entries)} entries, {len(listed)} clips", err=True)
         name = f"{split} {chosen}"
-        rows += run_group(bench, group, entries, listed, name, vjp_cost, part, minutes)
+        rows += run_group(bench, group, entries, listed, name, vjp_cost, part, minutes, against)
         bench.ledger.save()
     lines = added(rows, read_csv(f"{out}.csv"))
     click.echo(markdown(lines))
