@@ -22,16 +22,16 @@ QUALITIES: dict[str, dict[str, Any]] = {
     for name, average, first in (
         ("fast", 1, "regressor:paper"),
         ("default", 2, "regressor"),
-        ("best", 4, "regressor"),
+        ("best", 2, "regressor:best"),
     )
 }
 """Points on the curve of quality against time: MGDM begun at a low noise level from the regressor's
 estimate, and the samples averaged. With the shipped models that is 2 network calls a sample, a
 twentieth of a run from noise, and several dB better: the regressor decides which instrument a sound
 is, where the prior alone is unsure (recipes/compare/results). It is asked once for all samples of a
-window, by "fast" at one speed (its preset ``paper``), by the others at three. The lower the level,
-the less of its answer is lost: one sample had 4.82 dB from 0.03 and 4.42 from 0.3, where the
-regressor had 4.87."""
+window, by "fast" at one speed (its preset ``paper``), by the others at three, and by "best" again
+with its own estimates. The lower the level, the less of its answer is lost: one sample had 4.82 dB
+from 0.03 and 4.42 from 0.3, where the regressor had 4.87."""
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ class WithRegressor:
 
 
 class Answers:
-    """The latest answers of a regressor to a mix alone: the samples of a window ask for the same.
+    """The latest answers of a regressor: the samples of a window ask for the same.
 
     Arguments:
         size: answers that are kept.
@@ -67,41 +67,64 @@ class Answers:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._kept: list[tuple[Tensor, Tensor]] = []
+        self._kept: list[_Answer] = []
         self._about: object = None
 
     def of(self, regress: Regressor, about: object = None) -> Regressor:
-        """The regressor, which is asked once for each of the latest mixes; always the same one.
+        """The regressor, which is asked once for each of the latest questions; always the same one.
 
         Arguments:
             regress: the regressor.
-            about: what else than the mix its answers depend on; those about another are forgotten.
+            about: what else its answers depend on; those about another are forgotten.
         """
         if about is not self._about:
             self._kept, self._about = [], about
 
         def answer(mix: Tensor, stems: Tensor, known: Tensor) -> Tensor:
-            if bool(known.any()):
-                return regress(mix, stems, known)
-            pairs = self._kept[:]
+            kept = self._kept[:]
             new: list[int] = []
-            for i, row in enumerate(mix):
-                if _find(pairs, row) is None and not any(torch.equal(row, mix[j]) for j in new):
+            for i in range(len(mix)):
+                if _find(kept, mix[i], stems[i], known[i]) is None and not any(
+                    _same(mix[i], stems[i], known[i], mix[j], stems[j], known[j]) for j in new
+                ):
                     new.append(i)
             if new:
                 out = regress(mix[new], stems[new], known[new])
-                pairs += [(mix[i].clone(), one) for i, one in zip(new, out, strict=True)]
-                self._kept = pairs[-self.size :]
-            return torch.stack([one for row in mix if (one := _find(pairs, row)) is not None])
+                kept += [
+                    (
+                        mix[i].clone(),
+                        torch.where(known[i][:, None], stems[i], one),
+                        known[i].clone(),
+                    )
+                    for i, one in zip(new, out, strict=True)
+                ]
+                self._kept = kept[-self.size :]
+            found = (_find(kept, *row) for row in zip(mix, stems, known, strict=True))
+            return torch.stack([one for one in found if one is not None])
 
         return answer
 
 
-def _find(pairs: list[tuple[Tensor, Tensor]], mix: Tensor) -> Tensor | None:
-    for kept, out in pairs:
-        if kept.device == mix.device and torch.equal(kept, mix):
-            return out
+_Answer = tuple[Tensor, Tensor, Tensor]
+"""A mix, all its stems, and which of them were given."""
+
+
+def _find(kept: list[_Answer], mix: Tensor, stems: Tensor, known: Tensor) -> Tensor | None:
+    for about, answer, given in kept:
+        if about.device == mix.device and _same(mix, stems, known, about, answer, given):
+            return answer
     return None
+
+
+def _same(
+    mix: Tensor, stems: Tensor, known: Tensor, about: Tensor, others: Tensor, given: Tensor
+) -> bool:
+    """Whether two questions are the same: the mix, which stems are given, and those."""
+    return (
+        torch.equal(mix, about)
+        and torch.equal(known, given)
+        and torch.equal(stems[known], others[given])
+    )
 
 
 def regressor_of(model: Any, name: str) -> Regressor:
