@@ -142,6 +142,18 @@ def test_known_clips_are_not_drawn_again(bench, corpus, prior, tmp_path):
     assert not precise.known(CHEAP, listed[0])
 
 
+def test_what_some_methods_have_is_kept(bench, corpus, tmp_path):
+    listed = clips(corpus / "valid", TINY)
+    bench.ledger = Ledger(tmp_path / "songs.jsonl")
+    other = Entry("ddnm", "fast", {"steps": 5})
+    bench.fill([(CHEAP, clip, 0) for clip in listed])
+    group = table.Group(clips="small", settings="fast")
+    rows = table.run_group(bench, group, [CHEAP, other], listed, "valid tiny", 1.0, None)
+    assert [row.clips for row in rows] == [(0, 2), (0, 2)]
+    assert all(bench.known(CHEAP, clip) for clip in listed)
+    assert not bench.known(other, listed[0])
+
+
 def test_failures_are_known(bench, corpus, tmp_path):
     listed = clips(corpus / "valid", TINY)
     bench.ledger = Ledger(tmp_path / "songs.jsonl")
