@@ -7,6 +7,4 @@ bash scripts/install.sh test
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 .venv/bin/python -m ruff check .
 .venv/bin/python -m mypy
-# A file at a time on each core; on few cores of many, because each process takes 1 to 2 GB.
-cores="$(getconf _NPROCESSORS_ONLN)"
-.venv/bin/python -m pytest -q -n "$((cores < 4 ? cores : 4))" --dist loadfile "$@"
+.venv/bin/python -m pytest -q "$@"
