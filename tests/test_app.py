@@ -59,7 +59,7 @@ def test_the_shipped_models_begin_with_the_regressor():
             assert (first.method, again.method) == ("mgdm", "ding")
             assert again.preset == quality
             assert first.prior is studio.prior
-        assert first.song_settings.average == 4
+        assert first.song_settings.average == 2
     finally:
         studio.close()
 
