@@ -380,9 +380,8 @@ class Separator:
         regress = self._answers.of(five.regress, spectrum)
         stems = mix.new_zeros(len(mix), self.song_settings.stems, mix.shape[2])
         nothing = torch.zeros(stems.shape[:2], dtype=torch.bool, device=mix.device)
-        # The first pass of what the sampler will begin with; asked here once, and not again by it.
-        speeds = min(max(1, self.sampler.cost().shared), 3)
-        estimate = Varispeed(regress, speeds)(mix, stems, nothing)[:, -1:]
+        # What the sampler itself asks first; asked here, and not again by it.
+        estimate = Varispeed(regress, self.sampler.speeds)(mix, stems, nothing)[:, -1:]
         return WithRegressor(regress, five.knowing(estimate))
 
 

@@ -250,6 +250,10 @@ def test_the_default_quality_has_the_other_stem(prior, band_stems):
     # The two samples of a window share what the regressor answers to its mix.
     assert five.regress.asked == windows
     assert result.stats["calls"] == windows * (2 * (planned - 1) + 1)
+    # ... and what it answers first says how loud the other sounds are, whatever it is asked later.
+    again = Separator(five, "regressor", "paper", other=-10.0, passes=2)
+    again.separate(mix[:20000], 22050, seed=0)
+    assert five.regress.asked == windows + 1 + 5  # five sets of two of five stems
     alone = Separator(five, "regressor", "paper", other=-10.0).separate(mix, 22050, seed=0)
     assert si_sdr_improvement(alone.stems["other"], strange, mix) > 10
 

@@ -24,7 +24,7 @@ from mgdm_audio.metrics import si_sdr_improvement
 from mgdm_audio.models import Models
 from mgdm_audio.nn import SpectralRegressor, build
 from mgdm_audio.operators import KnownStems, Mask, Mixture, Stack
-from mgdm_audio.regress import Answers, WithRegressor
+from mgdm_audio.regress import WithRegressor
 from mgdm_audio.samplers.base import Problem
 
 SMALL = {
@@ -335,50 +335,6 @@ def test_samples_of_a_window_share_the_regressor_s_answer(prior, music):
     assert cost.shared == 3
     calls = result.stats["windows"] * (2 * (cost.calls - 3) + 3)
     assert result.stats["calls"] == estimate(separator, music.shape[1], 22050).calls == calls
-
-
-def test_answers_are_asked_once_and_never_mixed_up():
-    asked = []
-
-    def regress(mix, stems, known):
-        asked.append(len(mix))
-        return mix * torch.arange(4.0)[:, None]
-
-    remembered = Answers(size=2).of(regress)
-    mixes = torch.randn(3, 1, 8, generator=torch.Generator().manual_seed(0))
-
-    def ask(*rows, given=False):
-        mix, stems = mixes[list(rows)], torch.zeros(len(rows), 4, 8)
-        out = remembered(mix, stems, torch.full((len(rows), 4), given))
-        assert torch.equal(out, stems if given else mix * torch.arange(4.0)[:, None])
-
-    ask(0, 1, 0)
-    ask(1)
-    ask(0)
-    assert asked == [2]
-    ask(2, 2, 0, 1)  # 2 is new, 0 is forgotten for it
-    assert asked == [2, 1]
-    ask(0)
-    assert asked == [2, 1, 1]
-    ask(0, given=True)  # the stems are given: another question
-    assert asked == [2, 1, 1, 1]
-
-
-def test_answers_are_about_what_is_given():
-    asked = []
-
-    def regress(mix, x, known):
-        asked.append(len(mix))
-        return torch.where(known[:, :, None], x, mix)
-
-    remembered = Answers(size=4).of(regress)
-    mix, x = torch.ones(1, 1, 8), torch.zeros(1, 4, 8)
-    one, other = (torch.tensor([[k == 0, k == 1, False, False]]) for k in range(2))
-    for given, value in ((one, 1.0), (one, 2.0), (other, 1.0), (one, 1.0), (other, 1.0)):
-        x[:] = value
-        out = remembered(mix, x, given)
-        assert torch.equal(out, torch.where(given[:, :, None], x, mix))
-    assert len(asked) == 3
 
 
 def test_regressor_is_brought_to_the_prior_s_level(prior):

@@ -213,6 +213,12 @@ class Sampler(ABC):
         rest. Windows of other samplers cannot be told the one before them and are cross-faded."""
         return True
 
+    @property
+    def speeds(self) -> int:
+        """At how many speeds a regressor is asked about the mix alone, if it is asked at all; see
+        :class:`mgdm_audio.varispeed.Varispeed`."""
+        return 1
+
     def noise_range(self) -> tuple[float, float] | None:
         """Lowest and highest noise level at which the prior is asked; None if it never is."""
         return None

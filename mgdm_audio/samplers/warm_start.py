@@ -84,6 +84,11 @@ class WarmStart(Sampler):
         """See `Sampler.needs_linear`; of both samplers."""
         return self.first.needs_linear or self.sampler.needs_linear
 
+    @property
+    def speeds(self) -> int:
+        """See `Sampler.speeds`; of the first sampler."""
+        return self.first.speeds
+
     def noise_range(self) -> tuple[float, float]:
         """See `Sampler.noise_range`; of both samplers."""
         low, high = self.sampler.noise_range(self.sigma)
