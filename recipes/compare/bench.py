@@ -103,6 +103,11 @@ class Tape(Sampler):
         """See `Sampler.needs`."""
         return self.inner.needs
 
+    @property
+    def speeds(self) -> int:
+        """See `Sampler.speeds`."""
+        return self.inner.speeds
+
     def cost(self) -> Cost:
         """See `Sampler.cost`."""
         return self.inner.cost()
