@@ -86,12 +86,14 @@ def test_front():
 
 
 def test_points_of_different_clips_do_not_mix(tmp_path):
-    header = ["method", "settings", "note", "list", "samples", "reading", "all", "equivalents"]
+    header = "method settings note list clips samples reading all equivalents".split()
     lines = [
-        ["mgdm", "default", "", "tuning at 30", "1", "active", "1.5", "28.0"],
-        ["mgdm", "default", "", "tuning at 30", "1", "track", "9.5", "28.0"],
-        ["mgdm", "default", "G4", "tuning at 100", "4", "active", "2.5", "98.0"],
-        ["dps", "fast", "", "tuning at 100", "1", "active", "", "98.0"],
+        ["mgdm", "default", "", "tuning at 30", "4", "1", "active", "1.5", "28.0"],
+        ["mgdm", "default", "", "tuning at 30", "4", "1", "track", "9.5", "28.0"],
+        ["mgdm", "default", "G4", "tuning at 100", "4", "4", "active", "2.5", "98.0"],
+        ["dps", "fast", "", "tuning at 100", "4", "1", "active", "", "98.0"],
+        # A run that was stopped: of one clip, which is an easy one.
+        ["dps", "fast", "", "tuning at 30", "1", "1", "active", "9.5", "28.0"],
     ]
     path = tmp_path / "t.csv"
     with open(path, "w", newline="") as file:
@@ -109,7 +111,7 @@ def test_points_of_different_clips_do_not_mix(tmp_path):
     assert (tmp_path / "p.png").stat().st_size > 5000
     other = tmp_path / "o.csv"
     with open(other, "w", newline="") as file:
-        line = ["dps", "fast", "", "test small", "1", "active", "3.5", "50"]
+        line = ["dps", "fast", "", "test small", "12", "1", "active", "3.5", "50"]
         csv.writer(file).writerows([header, line])
     with pytest.raises(ValueError, match="test small, tuning"):
         pareto.read_points([path, other])

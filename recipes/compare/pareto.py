@@ -1,8 +1,8 @@
 """Draws quality against compute from tables of this folder (CSV), and prints the Pareto front.
 
 One line a method through its best rows: of each budget in a tuning, else those that no cheaper one
-of the method beats. Rows of different lists of clips do not
-compare: give tables of one list, or --list.
+of the method beats. Rows of different clips do not compare: give tables of one list, or --list;
+rows that have fewer of its clips than others, because a run was stopped, are left out.
 """
 
 from __future__ import annotations
@@ -38,22 +38,32 @@ def read_points(
         ValueError: if the rows are of several lists of clips, which do not compare.
     """
     points, lists = [], set()
-    for path in paths:
-        with open(path, newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                of_list = row["list"].split(" at ")[0]
-                if row["reading"] != reading or not row["all"] or listed not in (None, of_list):
-                    continue
-                lists.add(of_list)
-                mean = f", mean of {row['samples']}" if row["samples"] != "1" else ""
-                label = f"{row['note'] or row['settings']}{mean}"
-                cost, score = float(row["equivalents"]), float(row["all"])
-                points.append(Point(row["method"], label, cost, score, row["list"]))
+    for row in _whole(paths, reading):
+        of_list = row["list"].split(" at ")[0]
+        if listed not in (None, of_list):
+            continue
+        lists.add(of_list)
+        mean = f", mean of {row['samples']}" if row["samples"] != "1" else ""
+        label = f"{row['note'] or row['settings']}{mean}"
+        cost, score = float(row["equivalents"]), float(row["all"])
+        points.append(Point(row["method"], label, cost, score, row["list"]))
     if len(lists) > 1:
         raise ValueError(
             f"the tables are of different clips: {', '.join(sorted(lists))}; name one with --list"
         )
     return points
+
+
+def _whole(paths: Sequence[Path], reading: str) -> list[dict[str, str]]:
+    """Rows that have a score, of as many clips as any other of their list."""
+    rows = []
+    for path in paths:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows += [r for r in csv.DictReader(file) if r["reading"] == reading and r["all"]]
+    most: dict[str, int] = {}
+    for row in rows:
+        most[row["list"]] = max(most.get(row["list"], 0), int(row["clips"]))
+    return [row for row in rows if int(row["clips"]) == most[row["list"]]]
 
 
 def front(points: Sequence[Point]) -> list[Point]:
