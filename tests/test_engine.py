@@ -98,7 +98,9 @@ def test_no_items_and_no_workers():
 
 
 SLEEPER = """
-import sys, time
+import signal, sys, time
+# A shell has what it runs in the background ignore it, tests and all.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from test_engine import sleeper
