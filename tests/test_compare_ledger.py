@@ -116,7 +116,7 @@ def test_known_clips_are_not_drawn_again(bench, corpus, prior, tmp_path):
     bench.fill([(CHEAP, listed[0], s) for s in range(2)])
     bench.fill([(CHEAP, listed[1], 0)])
     arguments = (group, [CHEAP], listed, "valid tiny", 1.0)
-    first = table.run_group(bench, *arguments, None)
+    first = table.rows_of(bench, *arguments)
     assert [row.clips for row in first] == [(2, 2), (1, 2)]
     bench.ledger.save()
 
@@ -125,10 +125,9 @@ def test_known_clips_are_not_drawn_again(bench, corpus, prior, tmp_path):
         prior, tmp_path / "elsewhere", device="cpu", precision="float32", say=said.append,
         ledger=Ledger(tmp_path / "songs.jsonl"),
     )  # fmt: skip
-    assert [r.score() for r in table.run_group(other, *arguments, None)] == [
-        row.score() for row in first
-    ]
-    rows = table.run_group(other, *arguments, (0, 1))
+    assert [r.score() for r in table.rows_of(other, *arguments)] == [r.score() for r in first]
+    table.draw_group(other, group, [CHEAP], listed)
+    rows = table.rows_of(other, *arguments)
     # Of the second clip the mean of two was not known: both of its samples are needed.
     assert [line.split(":")[0] for line in said] == [
         "1/2 ddnm  valid-002 sample 0",
@@ -148,8 +147,8 @@ def test_what_some_methods_have_is_kept(bench, corpus, tmp_path):
     other = Entry("ddnm", "fast", {"steps": 5})
     bench.fill([(CHEAP, clip, 0) for clip in listed])
     group = table.Group(clips="small", settings="fast")
-    rows = table.run_group(bench, group, [CHEAP, other], listed, "valid tiny", 1.0, None)
-    assert [row.clips for row in rows] == [(0, 2), (0, 2)]
+    rows = table.rows_of(bench, group, [CHEAP, other], listed, "valid tiny", 1.0)
+    assert [row.clips for row in rows] == [(2, 2), (0, 2)]
     assert all(bench.known(CHEAP, clip) for clip in listed)
     assert not bench.known(other, listed[0])
 

@@ -4,6 +4,9 @@ Every posterior sample of a clip is kept in a folder (the store) as soon as it i
 fingerprint of all that it depends on. A run that was killed goes on where it was, and one sample,
 the mean of two and the mean of four come out of the same four samples: the separator is run with
 ``average=N`` each time, and its sampler is played back from the store.
+
+Samples of several clips may be drawn together, which a GPU does in hardly more time than one. They
+are those that are drawn alone, to the rounding of the device.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,7 +35,10 @@ from mgdm_audio.denoise import CountingDenoiser, Denoiser
 from mgdm_audio.draws import Draws
 from mgdm_audio.engine import Engine, LocalEngine
 from mgdm_audio.evaluate import evaluate_track
+from mgdm_audio.recording import in_memory
 from mgdm_audio.samplers.base import Callback, Cost, Problem, Progress, Sampler
+from mgdm_audio.song import Song
+from mgdm_audio.store import MemoryStore
 from recipes.compare.clips import Clip
 from recipes.compare.ledger import Ledger, Scored, Spent, write_whole
 from recipes.parallel import results
@@ -80,6 +87,60 @@ class Outcome:
 
 class Failed(RuntimeError):
     """A sampler whose values were not finite."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Samples that are drawn together.
+
+    Attributes:
+        entry: the method.
+        clips: of equal length.
+        number: which sample of each clip.
+    """
+
+    entry: Entry
+    clips: tuple[Clip, ...]
+    number: int
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        more = f" and {len(self.clips) - 1} more" if len(self.clips) > 1 else ""
+        return f"{self.entry.method} {self.entry.note} {self.clips[0].name}{more}"
+
+
+class Share:
+    """What one of several processes draws, each of which counts what all of them are given.
+
+    Arguments:
+        part: which one, from 0.
+        parts: of how many.
+    """
+
+    def __init__(self, part: int = 0, parts: int = 1) -> None:
+        self.part = part
+        self._loads = [0.0] * parts
+
+    def take(self, costs: Sequence[float]) -> list[bool]:
+        """Which pieces of work are this process's; dear ones are given away first."""
+        mine = [False] * len(costs)
+        for i in sorted(range(len(costs)), key=lambda i: -costs[i]):
+            part = self._loads.index(min(self._loads))
+            self._loads[part] += costs[i]
+            mine[i] = part == self.part
+        return mine
+
+
+class _OneWindow(MemoryStore):
+    """The windows of a song that has one, which is what is kept last of it."""
+
+    last: Tensor
+
+    def put(self, name: str, value: Tensor) -> None:
+        """See `mgdm_audio.store.Store.put`."""
+        super().put(name, value)
+        self.last = value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,13 +216,8 @@ class Tape(Sampler):
             cpu_seconds=(time.process_time() - cpu) / n,
             peak_mib=_peak_mib(device),
         )
-        self.folder.mkdir(parents=True, exist_ok=True)
         for s, row in zip(numbers, rows, strict=True):
-            write_whole(_cost_file(self.folder, s), json.dumps(dataclasses.asdict(spent)).encode())
-            part = _stems_file(self.folder, s).with_suffix(f".{os.getpid()}.part")
-            with open(part, "wb") as file:
-                np.save(file, row)
-            os.replace(part, _stems_file(self.folder, s))
+            _keep(self.folder, s, row, spent)
 
 
 class Bench:
@@ -197,15 +253,18 @@ class Bench:
         self.engine: Engine = engine or LocalEngine()
         self.regressor = regressor
         self.options = {"device": device, "precision": precision, "batch": batch}
+        self._fingerprints: dict[str, str] = {}
 
-    def separator(self, entry: Entry, average: int = 1) -> Separator:
-        """The separator of an entry.
+    def separator(self, entry: Entry, average: int = 1, batch: int | None = None) -> Separator:
+        """The separator of an entry; `batch` instead of the bench's.
 
         Raises:
             ValueError: for a method, preset or setting that is not there or does not fit the prior.
             ModelError: if it asks a regressor and there is none.
         """
         options: dict[str, Any] = {**self.options, "regressor": self.regressor, **entry.settings}
+        if batch is not None:
+            options["batch"] = batch
         asks_prior = "prior" in samplers.get(entry.method).needs
         model = self.prior if asks_prior else self.regressor
         return Separator(model, entry.method, entry.preset, average=average, **options)
@@ -243,12 +302,18 @@ class Bench:
 
     def folder(self, entry: Entry, clip: Clip) -> Path:
         """Where the samples of a clip are."""
-        text = json.dumps(self.describe(entry), sort_keys=True, default=str)
-        fingerprint = hashlib.sha256(text.encode()).hexdigest()[:12]
         # The level that mixtures are brought to is the model's, but is not in its checksum.
         model = f"{self.prior.sha256[:8]}-{self.prior.level:g}"
-        folder = self.store / model / f"{entry.method}-{fingerprint}"
+        folder = self.store / model / f"{entry.method}-{self.fingerprint(entry)}"
         return folder / f"{clip.name}-{clip.digest[:8]}"
+
+    def fingerprint(self, entry: Entry) -> str:
+        """Of :meth:`describe`; it is the same on all devices and with all versions of torch."""
+        asked = f"{entry.method} {entry.preset} {sorted(entry.settings.items())}"
+        if asked not in self._fingerprints:
+            text = json.dumps(self.describe(entry), sort_keys=True, default=str)
+            self._fingerprints[asked] = hashlib.sha256(text.encode()).hexdigest()[:12]
+        return self._fingerprints[asked]
 
     def done(self, entry: Entry, clip: Clip) -> int:
         """Number of samples of a clip in the store, from the first without a gap."""
@@ -284,12 +349,11 @@ class Bench:
             raise Failed(failed.read_text())
         tape = Tape(inner=separator.sampler, folder=folder, position=[first])
         separator.sampler = tape
-        seed = self.seed + (clip.song + 1) * SEEDS_A_SONG + first
+        seed = self._seed(clip, first)
         try:
             result = separator.separate(clip.mix, self.prior.sample_rate, seed=seed)
         except FloatingPointError as error:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_whole(failed, str(error).encode())
+            self._keep_failure(folder, error)
             raise Failed(str(error)) from error
         spent = Spent()
         for s in range(first, tape.position[0]):
@@ -300,50 +364,168 @@ class Bench:
         stems = np.stack([result.stems[name] for name in self.prior.stems])
         return Outcome(stems, result.residual_db, spent)
 
+    def _seed(self, clip: Clip, number: int) -> int:
+        return self.seed + (clip.song + 1) * SEEDS_A_SONG + number
+
+    def draw(self, batch: Batch) -> list[float | str]:
+        """Draws a batch into the store.
+
+        The time that it takes, and on a device that works on a batch as a whole its calls too, are
+        shared out evenly among its samples; the peak of memory is that of the batch.
+
+        Returns:
+            Of each clip the seconds, or why there is no sample.
+        """
+        if len(batch.clips) == 1:
+            return [self._alone(batch.entry, batch.clips[0], batch.number)]
+        rate, number = self.prior.sample_rate, batch.number
+        separator = self.separator(batch.entry, batch=len(batch.clips))
+        planned = separator.sampler.cost().calls
+        drawn: dict[Clip, float | str] = {}
+        clips: dict[Song, tuple[Clip, _OneWindow]] = {}
+        for clip in batch.clips:
+            source, _ = in_memory(clip.mix, rate)
+            store = _OneWindow()
+            seed = self._seed(clip, number)
+            song = Song(source, separator.song_settings, seed, store, planned)
+            song.scan()
+            if song.jobs == 1:
+                clips[song] = clip, store
+            else:  # silent, or longer than a window
+                drawn[clip] = self._alone(batch.entry, clip, number)
+        device, n = separator.device, max(1, len(clips))
+        _forget_peak(device)
+        start, cpu = time.monotonic(), time.process_time()
+        outcomes = list(separator.run(clips))
+        seconds = (time.monotonic() - start) / n
+        spent = Spent(
+            seconds=seconds,
+            cpu_seconds=(time.process_time() - cpu) / n,
+            peak_mib=_peak_mib(device),
+        )
+        errors = []
+        for song, error in outcomes:
+            clip, store = clips[song]
+            folder = self.folder(batch.entry, clip)
+            if isinstance(error, FloatingPointError):
+                self._keep_failure(folder, error)
+                drawn[clip] = str(error)
+            elif isinstance(error, MemoryError):  # others have it now; the sample is still missing
+                drawn[clip] = str(error)
+            elif error is not None:
+                errors.append(error)
+            else:
+                cost = dataclasses.replace(spent, calls=song.calls, vjps=song.vjps)
+                _keep(folder, number, store.last.float().numpy(), cost)
+                drawn[clip] = seconds
+        if errors:
+            raise errors[0]
+        return [drawn[clip] for clip in batch.clips]
+
+    def _alone(self, entry: Entry, clip: Clip, number: int) -> float | str:
+        try:
+            return self.separate(entry, clip, number).spent.seconds
+        except Failed as error:
+            return str(error)
+
+    def _keep_failure(self, folder: Path, error: FloatingPointError) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / "failed.txt", str(error).encode())
+
     def fill(
         self,
         jobs: Iterable[tuple[Entry, Clip, int]],
         minutes: float | None = None,
-        share: tuple[int, int] = (0, 1),
+        share: Share | None = None,
+        together: int = 1,
+        told: Callable[[Batch], None] = lambda batch: None,
     ) -> bool:
         """Draws samples that are not in the store.
 
         Arguments:
             jobs: entry, clip and number of the sample.
             minutes: no sample is begun after this time.
-            share: (i, n): of the jobs every n-th from the i-th, for n processes at once.
+            share: what this process draws of them. Samples that are drawn together, and all of
+                those of a clip, are one process's.
+            together: clips of equal length whose samples are drawn in one batch, at most.
+            told: of each batch, as soon as it is in the store.
 
         Returns:
             Whether all of its share was drawn.
         """
-        missing = [
-            job
-            for job in list(jobs)[share[0] :: share[1]]
-            if not recorded(folder := self.folder(job[0], job[1]), job[2])
-            and not (folder / "failed.txt").is_file()
-        ]
+        missing = []
+        for batch in self._batches(list(jobs), share or Share(), together):
+            left = tuple(clip for clip in batch.clips if not self._settled(batch, clip))
+            if left:
+                missing.append(dataclasses.replace(batch, clips=left))
+        samples, done = sum(len(batch.clips) for batch in missing), 0
         start = time.monotonic()
         drawn = results(
-            self.engine, _Draw(self, torch.get_num_threads()), missing,
-            lambda job: f"{job[0].method} {job[1].name}",
-        )  # fmt: skip
-        for done in range(len(missing)):
+            self.engine, _Draw(self, torch.get_num_threads()), missing, lambda batch: batch.name
+        )
+        for _ in missing:
             spent = time.monotonic() - start
             if minutes is not None and spent > 60 * minutes:
-                self.say(f"out of time: {len(missing) - done} of {len(missing)} samples not drawn")
+                self.say(f"out of time: {samples - done} of {samples} samples not drawn")
                 drawn.close()
                 return False
-            index, outcome = next(drawn)
-            entry, clip, number = missing[index]
-            if isinstance(outcome, str):
-                self.say(f"{entry.method} {clip.name}: {outcome}")
-                continue
-            left = (time.monotonic() - start) / (done + 1) * (len(missing) - done - 1)
-            self.say(
-                f"{done + 1}/{len(missing)} {entry.method} {entry.note} {clip.name} "
-                f"sample {number}: {outcome:.1f} s, about {left / 60:.0f} min left"
-            )
+            index, outcomes = next(drawn)
+            batch = missing[index]
+            told(batch)
+            done += len(batch.clips)
+            for clip, outcome in zip(batch.clips, outcomes, strict=True):
+                if isinstance(outcome, str):
+                    self.say(f"{batch.entry.method} {clip.name}: {outcome}")
+            if seconds := [outcome for outcome in outcomes if not isinstance(outcome, str)]:
+                left_seconds = (time.monotonic() - start) / done * (samples - done)
+                self.say(
+                    f"{done}/{samples} {batch.name} sample {batch.number}: {sum(seconds):.1f} s, "
+                    f"about {left_seconds / 60:.0f} min left"
+                )
         return True
+
+    def _settled(self, batch: Batch, clip: Clip) -> bool:
+        """Whether a sample is in the store, or known to be none."""
+        folder = self.folder(batch.entry, clip)
+        return recorded(folder, batch.number) or (folder / "failed.txt").is_file()
+
+    def _batches(
+        self, jobs: Sequence[tuple[Entry, Clip, int]], share: Share, together: int
+    ) -> list[Batch]:
+        """Jobs in batches, those of one process alone, in the order of their first ones."""
+        places: dict[tuple[str, int], dict[Clip, dict[int, int]]] = {}
+        entries: dict[str, Entry] = {}
+        for place, (entry, clip, number) in enumerate(jobs):
+            key = self.fingerprint(entry)
+            entries.setdefault(key, entry)
+            of_clips = places.setdefault((key, clip.stems.shape[1]), {})
+            of_clips.setdefault(clip, {}).setdefault(number, place)
+        units: list[tuple[str, list[Clip], dict[Clip, dict[int, int]]]] = []
+        for (key, _), of_clips in places.items():
+            parts = -(-len(of_clips) // together)
+            listed = list(of_clips)
+            cuts = [len(listed) * part // parts for part in range(parts + 1)]
+            units += [(key, listed[a:b], of_clips) for a, b in pairwise(cuts)]
+        units.sort(key=lambda unit: min(min(unit[2][clip].values()) for clip in unit[1]))
+        costs = {key: self._cost(entry) for key, entry in entries.items()}
+        mine = share.take(
+            [
+                costs[key] * sum(len(of_clips[clip]) * clip.seconds for clip in clips)
+                for key, clips, of_clips in units
+            ]
+        )
+        found: list[tuple[int, Batch]] = []
+        for (key, clips, of_clips), own in zip(units, mine, strict=True):
+            for number in sorted({n for clip in clips for n in of_clips[clip]}) if own else ():
+                these = tuple(clip for clip in clips if number in of_clips[clip])
+                first = min(of_clips[clip][number] for clip in these)
+                found.append((first, Batch(entries[key], these, number)))
+        return [batch for _, batch in sorted(found, key=lambda pair: pair[0])]
+
+    def _cost(self, entry: Entry) -> float:
+        """Of a second of sound; a vector-Jacobian product takes about as long as its call."""
+        cost = self.separator(entry).sampler.cost()
+        return cost.calls + cost.vjps
 
     def score(
         self, entry: Entry, clips: Sequence[Clip], count: int = 1, first: int = 0
@@ -364,7 +546,11 @@ class Bench:
             if scored is None:
                 if self.done(entry, clip) < first + count:
                     continue
-                outcome = self.separate(entry, clip, first, count)
+                try:
+                    outcome = self.separate(entry, clip, first, count)
+                except Failed:  # a sample so large that no sum of it is finite
+                    self.ledger.add_failed(place)
+                    continue
                 rate = self.prior.sample_rate
                 track = evaluate_track(clip.stems, outcome.stems, rate, name=clip.name)
                 scored = Scored(track, outcome.residual_db, outcome.spent)
@@ -386,16 +572,10 @@ class _Draw:
     bench: Bench
     threads: int
 
-    def __call__(self) -> Callable[[tuple[Entry, Clip, int]], float | str]:
-        """The worker: it gives the seconds of a sample, or why there is none."""
+    def __call__(self) -> Callable[[Batch], list[float | str]]:
+        """The worker, see :meth:`Bench.draw`."""
         torch.set_num_threads(self.threads)
-        return self._draw
-
-    def _draw(self, job: tuple[Entry, Clip, int]) -> float | str:
-        try:
-            return self.bench.separate(*job).spent.seconds
-        except Failed as error:
-            return str(error)
+        return self.bench.draw
 
     def __getstate__(self) -> dict[str, Any]:
         silent = copy.copy(self.bench)
@@ -415,6 +595,16 @@ def tuples(value: Any) -> Any:
 def recorded(folder: Path, number: int) -> bool:
     """Whether a sample is in a folder of the store."""
     return _stems_file(folder, number).is_file()
+
+
+def _keep(folder: Path, number: int, stems: NDArray[np.float32], spent: Spent) -> None:
+    """Puts a sample into a folder of the store, and what it cost."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(_cost_file(folder, number), json.dumps(dataclasses.asdict(spent)).encode())
+    part = _stems_file(folder, number).with_suffix(f".{os.getpid()}.part")
+    with open(part, "wb") as file:
+        np.save(file, stems)
+    os.replace(part, _stems_file(folder, number))
 
 
 def _stems_file(folder: Path, number: int) -> Path:

@@ -3,15 +3,21 @@
 Of twelve evenly spaced places in a song the clip is at the one where the quietest stem is loudest,
 so that as many stems as possible play; or, for what a method does with stems that are not there,
 at the one where it is quietest.
+
+A folder that :mod:`recipes.compare.pack` wrote has some lists' clips alone and stands in for a
+split of the corpus where that is too large to go.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import soundfile as sf
 from numpy.typing import NDArray
 
 from mgdm_audio.metrics import is_silent
@@ -21,6 +27,9 @@ RATE = 22_050
 """Sample rate of the corpus in hertz."""
 
 PLACES = 12
+
+PACKED = "clips.json"
+"""Index of a folder of packed clips."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +88,16 @@ class Clip:
 
 
 def clips(folder: str | Path, which: ClipList) -> list[Clip]:
-    """The clips of a list from a split's folder, in the order of the songs.
+    """The clips of a list from a split's folder, or a packed one, in the order of the songs.
 
     Raises:
         FileNotFoundError: if the folder has no index.
-        ValueError: if a song is shorter than a clip.
+        ValueError: if a song is shorter than a clip; if the list was not packed, or a packed clip
+            is not what it was.
     """
+    folder = Path(folder)
+    if (folder / PACKED).is_file():
+        return _packed(folder, which)
     corpus = StemCorpus(folder)
     found = []
     for number in sorted(range(len(corpus.songs)), key=lambda n: corpus.songs[n]["song"]):
@@ -99,16 +112,36 @@ def clips(folder: str | Path, which: ClipList) -> list[Clip]:
         if not which.active or not is_silent(part / FULL_SCALE).any():
             found.append((song, start, part))
     chosen = np.linspace(0, len(found) - 1, min(which.songs, len(found)))
-    return [
-        Clip(
-            name=f"{Path(folder).name}-{song:03d}",
-            song=song,
-            stems=part.astype(np.float32) / np.float32(FULL_SCALE),
-            digest=hashlib.sha256(part.tobytes()).hexdigest(),
-            start=start,
+    return [_clip(folder, *found[round(i)]) for i in chosen]
+
+
+def _clip(folder: Path, song: int, start: int, part: NDArray[np.int16]) -> Clip:
+    return Clip(
+        name=f"{folder.name}-{song:03d}",
+        song=song,
+        stems=part.astype(np.float32) / np.float32(FULL_SCALE),
+        digest=hashlib.sha256(part.tobytes()).hexdigest(),
+        start=start,
+    )
+
+
+def _packed(folder: Path, which: ClipList) -> list[Clip]:
+    """The clips of a list from a packed folder."""
+    lists = json.loads((folder / PACKED).read_text(encoding="utf-8"))
+    lines = next((x["clips"] for x in lists if x["list"] == dataclasses.asdict(which)), None)
+    if lines is None:
+        raise ValueError(f"{folder} does not have this list; pack it with recipes/compare/pack.py")
+    found = []
+    for line in lines:
+        start = line["start"]
+        sound, _ = sf.read(
+            folder / line["file"], which.samples, start - line["from"], dtype="int16"
         )
-        for song, start, part in (found[round(i)] for i in chosen)
-    ]
+        clip = _clip(folder, line["song"], start, np.ascontiguousarray(sound.T))
+        if clip.digest != line["digest"]:
+            raise ValueError(f"{folder / line['file']} is not what was packed; pack it again")
+        found.append(clip)
+    return found
 
 
 def _place(stems: NDArray[np.int16], which: ClipList) -> int:

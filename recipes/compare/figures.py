@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from mgdm_audio import samplers
 from mgdm_audio.samplers.mgdm import INDEX_LAWS, MGDM
-from recipes.compare.bench import Bench, Entry
+from recipes.compare.bench import Bench, Entry, Share
 from recipes.compare.budgets import equivalents, load_candidates
 from recipes.compare.clips import LISTS, clips
 from recipes.compare.options import make_bench, parse_setting, shared
@@ -111,7 +111,7 @@ def run(
     name: str,
     vjp_cost: float,
     minutes: float | None,
-    share: tuple[int, int],
+    share: Share,
 ) -> dict[str, list[Row]]:
     """Draws what is missing, one sample a clip, and the rows of each series."""
     columns = [entry for group in zip(*series.values(), strict=True) for entry in group]
@@ -147,7 +147,7 @@ def main(
     figure: str,
     out: Path,
     minutes: float | None,
-    share: tuple[int, int],
+    share: Share,
     **options: Any,
 ) -> None:
     bench = make_bench(**options)

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from mgdm_audio import metrics
 from mgdm_audio.evaluate import Evaluation
-from recipes.compare.bench import Bench, Entry
+from recipes.compare.bench import Bench, Entry, Share
 from recipes.compare.calibration import (
     BANDS,
     Calibration,
@@ -276,7 +276,7 @@ def main(
     silence: bool,
     out: Path | None,
     minutes: float | None,
-    share: tuple[int, int],
+    share: Share,
     **options: Any,
 ) -> None:
     bench = make_bench(**options)

@@ -83,7 +83,7 @@ class Ledger:
 
     def __init__(self, path: str | Path | None = None) -> None:
         self.path = None if path is None else Path(path)
-        self._lines: dict[tuple[str, int], dict[str, Any]] = self._read()
+        self._lines: dict[tuple[str, int], dict[str, Any]] = _read(self.path)
         self._added: dict[tuple[str, int], dict[str, Any]] = {}
 
     def get(self, place: str, samples: int) -> Scored | None:
@@ -105,6 +105,16 @@ class Ledger:
         """Keeps that it did."""
         self._keep({"place": place, "samples": 0, "day": str(date.today())})
 
+    def merge(self, path: str | Path) -> None:
+        """Adds what another ledger has and this one has not; a score that is there stays.
+
+        Raises:
+            ValueError: as reading does.
+        """
+        for key, line in _read(Path(path)).items():
+            if key not in self._lines:
+                self._keep(line)
+
     def save(self) -> None:
         """Writes the file: what was added, and what others have added meanwhile.
 
@@ -113,7 +123,7 @@ class Ledger:
         """
         if self.path is None or not self._added:
             return
-        self._lines = {**self._read(), **self._added}
+        self._lines = {**_read(self.path), **self._added}
         lines = [json.dumps(self._lines[key], allow_nan=False) for key in sorted(self._lines)]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(self.path, "".join(line + "\n" for line in lines).encode())
@@ -122,26 +132,28 @@ class Ledger:
         key = line["place"], line["samples"]
         self._lines[key] = self._added[key] = line
 
-    def _read(self) -> dict[tuple[str, int], dict[str, Any]]:
-        if self.path is None or not self.path.is_file():
-            return {}
-        lines = {}
-        for number, text in enumerate(self.path.read_text(encoding="utf-8").splitlines(), start=1):
-            try:
-                line = json.loads(text)
-                if line["samples"]:
-                    _scored(line)
-                lines[str(line["place"]), int(line["samples"])] = line
-            except (ValueError, TypeError, KeyError) as error:
-                raise ValueError(f"{self.path}, line {number}: {error!r}") from error
-        return lines
-
 
 def write_whole(path: Path, content: bytes) -> None:
     """A file under its final name only when it is complete."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     part.write_bytes(content)
     os.replace(part, path)
+
+
+def _read(path: Path | None) -> dict[tuple[str, int], dict[str, Any]]:
+    """The lines of a file by place and number of samples; none where there is no file."""
+    if path is None or not path.is_file():
+        return {}
+    lines = {}
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            line = json.loads(text)
+            if line["samples"]:
+                _scored(line)
+            lines[str(line["place"]), int(line["samples"])] = line
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path}, line {number}: {error!r}") from error
+    return lines
 
 
 def _scored(line: Mapping[str, Any]) -> Scored:

@@ -12,7 +12,7 @@ import torch
 
 from mgdm_audio import hub
 from mgdm_audio.separate import resolve_device
-from recipes.compare.bench import Bench, tuples
+from recipes.compare.bench import Bench, Share, tuples
 from recipes.compare.ledger import Ledger
 from recipes.parallel import chosen_engine, engine_options
 
@@ -74,7 +74,9 @@ def make_bench(
     """The bench of a command's options; its progress goes to stderr."""
     torch.set_num_threads(threads)
     place = resolve_device(device)
-    if regressor is None and "regressor" in {info.name for info in hub.models()}:
+    # Where its weights did not go, what asks it is left out.
+    shipped = {info.name for info in hub.models() if (info.path / hub.WEIGHTS).is_file()}
+    if regressor is None and "regressor" in shipped:
         regressor = "regressor"
     return Bench(
         hub.load(model, place),
@@ -89,15 +91,15 @@ def make_bench(
     )
 
 
-def parse_share(text: str) -> tuple[int, int]:
-    """``i/n`` as (i - 1, n)."""
+def parse_share(text: str) -> Share:
+    """``i/n``."""
     try:
         part, parts = map(int, text.split("/"))
     except ValueError as error:
         raise click.BadParameter(f"'{text}' is not of the form i/n, such as 1/2") from error
     if not 1 <= part <= parts:
         raise click.BadParameter(f"'{text}': the part must be from 1 to {parts}")
-    return part - 1, parts
+    return Share(part - 1, parts)
 
 
 def parse_setting(text: str) -> tuple[str, Any]:

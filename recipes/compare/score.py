@@ -14,7 +14,7 @@ import click
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from recipes.compare.bench import Entry
+from recipes.compare.bench import Entry, Share
 from recipes.compare.budgets import load_candidates
 from recipes.compare.clips import LISTS, clips
 from recipes.compare.options import make_bench, parse_setting, shared
@@ -50,7 +50,7 @@ def main(
     first: int | None,
     out: Path | None,
     minutes: float | None,
-    share: tuple[int, int],
+    share: Share,
     **options: Any,
 ) -> None:
     bench = make_bench(**options)

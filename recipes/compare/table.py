@@ -9,6 +9,7 @@ where the plan still has them, with the same models and settings, and no more cl
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from mgdm_audio import samplers
-from recipes.compare.bench import Bench, Entry, tuples
+from recipes.compare.bench import Batch, Bench, Entry, Share, tuples
 from recipes.compare.budgets import WINNERS, load_candidates, load_winners
 from recipes.compare.clips import LISTS, Clip, clips
 from recipes.compare.ledger import Ledger
@@ -97,41 +98,63 @@ def load_plan(path: str | Path = PLAN) -> list[Group]:
         raise ValueError(f"{path}: {error}") from error
 
 
-def run_group(
+def draw_group(
+    bench: Bench,
+    group: Group,
+    entries: Sequence[Entry],
+    listed: Sequence[Clip],
+    minutes: float | None = None,
+    share: Share | None = None,
+    together: int = 1,
+) -> None:
+    """Draws what is missing of a group; scores are in the ledger as soon as a batch is drawn.
+
+    Clip by clip, or so many clips together, for all methods, first samples first: whenever it is
+    stopped, methods have nearly the same clips.
+    """
+
+    def told(batch: Batch) -> None:
+        for count in group.samples:
+            bench.score(batch.entry, batch.clips, count)
+        bench.ledger.save()
+
+    limits = [limit for limit in (minutes, group.minutes) if limit is not None]
+    jobs = [
+        (entry, clip, number)
+        for number in range(max(group.samples))
+        for clip in listed
+        for entry in entries
+        if not all(bench.known(entry, clip, c) for c in group.samples if c > number)
+    ]
+    bench.fill(jobs, min(limits) if limits else None, share, together, told)
+
+
+def rows_of(
     bench: Bench,
     group: Group,
     entries: Sequence[Entry],
     listed: Sequence[Clip],
     name: str,
     vjp_cost: float,
-    share: tuple[int, int] | None,
-    minutes: float | None = None,
     against: Entry | None = None,
 ) -> list[Row]:
-    """Draws what is missing of a group (nothing if share is None), and its rows.
+    """The rows of what there is of a group, on the clips that all methods have.
 
-    Clip by clip for all methods, first samples first, and scored on the clips that all methods
-    have: whenever it is stopped, the rows are of the same clips. Their lead is over one sample of
-    `against`, where it was separated.
+    One that has less than half as many as another does not keep the others from their clips: it
+    was drawn elsewhere, or not at all, and its row says how many it has. Leads are over one sample
+    of `against`, where it was separated.
     """
-    if share is not None:
-        limits = [limit for limit in (minutes, group.minutes) if limit is not None]
-        jobs = [
-            (entry, clip, number)
-            for number in range(max(group.samples))
-            for clip in listed
-            for entry in entries
-            if not all(bench.known(entry, clip, c) for c in group.samples if c > number)
-        ]
-        bench.fill(jobs, min(limits) if limits else None, share)
     rows = []
     for count in sorted(group.samples):
         for entry in entries:
             bench.score(entry, listed, count)  # kept, also where other methods are not there yet
         # A group that was stopped: what has been separated by all methods, so that they compare.
-        common = [
-            clip for clip in listed if all(_ready(bench, entry, clip, count) for entry in entries)
+        ready = [
+            {clip for clip in listed if _ready(bench, entry, clip, count)} for entry in entries
         ]
+        most = max(map(len, ready), default=0)
+        in_step = [clips for clips in ready if 2 * len(clips) >= most]
+        common = [clip for clip in listed if all(clip in clips for clips in in_step)]
         reference = bench.score(against, common) if against is not None else ()
         for entry in entries:
             scored = bench.score(entry, common, count)
@@ -186,6 +209,20 @@ def _identity(line: Mapping[str, str]) -> tuple[str, ...]:
 @click.option(
     "--list", "which", type=click.Choice(list(LISTS)), help="All groups on this list instead."
 )
+@click.option(
+    "--together",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Clips that are drawn in one batch, at most: for GPUs.",
+)
+@click.option(
+    "--merge",
+    "others",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="OUT-songs.jsonl of a run elsewhere: its scores are added to this one's.",
+)
 @click.option("--only-tables", is_flag=True, help="Draw nothing.")
 @click.option(
     "--out",
@@ -200,26 +237,40 @@ def main(
     winners: Path,
     numbers: tuple[int, ...],
     which: str | None,
+    together: int,
+    others: tuple[Path, ...],
     only_tables: bool,
     out: Path,
     minutes: float | None,
-    share: tuple[int, int],
+    share: Share,
     **options: Any,
 ) -> None:
-    bench = make_bench(**options, ledger=Ledger(f"{out}-songs.jsonl"))
+    start = time.monotonic()
+    ledger = Ledger(f"{out}-songs.jsonl")
+    for path in others:
+        ledger.merge(path)
+    bench = make_bench(**options, ledger=ledger)
     vjp_cost, _ = load_candidates()
+    lists: dict[str, list[Clip]] = {}
+    parts = []
+    for number, group in enumerate(load_plan(source), start=1):
+        entries, chosen = bench.possible(group.entries(winners)), which or group.clips
+        if chosen not in lists:
+            lists[chosen] = clips(corpus / split, LISTS[chosen])
+        click.echo(f"group {number}: {len(entries)} entries, {len(lists[chosen])} clips", err=True)
+        parts.append((number, group, entries, chosen))
+    for number, group, entries, chosen in parts:
+        if only_tables or (numbers and number not in numbers):
+            continue
+        click.echo(f"drawing group {number}", err=True)
+        left = None if minutes is None else minutes - (time.monotonic() - start) / 60
+        draw_group(bench, group, entries, lists[chosen], left, share, together)
     against = next(iter(bench.possible([REFERENCE])), None)
     rows: list[Row] = []
-    for number, group in enumerate(load_plan(source), start=1):
-        drawn = not only_tables and (not numbers or number in numbers)
-        entries = bench.possible(group.entries(winners))
-        chosen = which or group.clips
-        listed = clips(corpus / split, LISTS[chosen])
-        part = share if drawn else None
-        click.echo(f"group {number}: {len(entries)} entries, {len(listed)} clips", err=True)
+    for _, group, entries, chosen in parts:
         name = f"{split} {chosen}"
-        rows += run_group(bench, group, entries, listed, name, vjp_cost, part, minutes, against)
-        bench.ledger.save()
+        rows += rows_of(bench, group, entries, lists[chosen], name, vjp_cost, against)
+    bench.ledger.save()
     lines = added(rows, read_csv(f"{out}.csv"))
     click.echo(markdown(lines))
     write_tables(out, lines, "# All methods on the same prior and clips\n\n")

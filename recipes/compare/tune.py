@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from mgdm_audio.hub import ModelError
 from mgdm_audio.precision import choose_precision
 from mgdm_audio.separate import resolve_device
-from recipes.compare.bench import Bench, Entry
+from recipes.compare.bench import Bench, Entry, Share
 from recipes.compare.budgets import (
     CANDIDATES,
     WINNERS,
@@ -45,7 +45,7 @@ def tune(
     keep: int,
     vjp_cost: float,
     minutes: float | None = None,
-    share: tuple[int, int] = (0, 1),
+    share: Share | None = None,
 ) -> tuple[list[Row], dict[str, dict[int, Row]]]:
     """Runs all candidates.
 
@@ -173,7 +173,7 @@ def main(
     further: tuple[int, ...],
     measure: bool,
     minutes: float | None,
-    share: tuple[int, int],
+    share: Share,
     **options: Any,
 ) -> None:
     bench = make_bench(**options)
