@@ -47,6 +47,7 @@ class Spectrum:
         total = torch.zeros(_SIZE // 2 + 1, dtype=torch.float64)
         count = 0
         for piece in pieces:
+            window, total = window.to(piece.device), total.to(piece.device)
             padded = torch.nn.functional.pad(piece.double(), (0, -len(piece) % _SIZE))
             frames = padded.unflatten(0, (-1, _SIZE)) * window
             total += torch.fft.rfft(frames).abs().square().sum(0)
@@ -61,7 +62,7 @@ class Spectrum:
             samples: length of the transform; white noise of unit variance has 1 in every bin.
             level: gain in dB.
         """
-        f = torch.fft.rfftfreq(samples, dtype=torch.float64) * _SIZE
+        f = torch.fft.rfftfreq(samples, dtype=torch.float64, device=self.power.device) * _SIZE
         low = f.floor().long().clamp_max(len(self.power) - 2)
         part = f - low
         power = self.power[low] + part * (self.power[low + 1] - self.power[low])
@@ -71,7 +72,7 @@ class Spectrum:
 def _smooth(power: Tensor) -> Tensor:
     """Mean over a third of an octave around each bin, never of less than three bins."""
     n = len(power)
-    k = torch.arange(n, dtype=torch.float64)
+    k = torch.arange(n, dtype=torch.float64, device=power.device)
     low = torch.minimum(k / _RATIO, k - 1).floor().clamp_min(0).long()
     high = torch.maximum(k * _RATIO, k + 1).ceil().clamp_max(n - 1).long() + 1
     sums = torch.cat([power.new_zeros(1), power.cumsum(0)])

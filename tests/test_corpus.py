@@ -66,9 +66,10 @@ def test_every_repository_is_pinned():
 
 
 @pytest.mark.parametrize("stem", STEMS)
-def test_a_third_of_the_recorded_sounds_are_of_soundfonts_and_three_in_ten_computed(stem):
+def test_a_third_of_the_recorded_sounds_are_of_soundfonts_and_some_are_computed(stem):
     # Binomial: spread 0.012 over 1500 draws.
-    for split, computed in (("train", 0.3), ("valid", 0.0)):
+    share = 0.3 if stem in ("bass", "drums") else 0.05
+    for split, computed in (("train", share), ("valid", 0.0)):
         palette, rng = Palette(split), np.random.default_rng(0)
         kinds = [palette.draw(stem, rng).kind for _ in range(1500)]
         assert np.mean([kind == "model" for kind in kinds]) == pytest.approx(computed, abs=0.05)

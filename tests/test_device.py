@@ -25,7 +25,7 @@ from recipes.regressor.train import Settings as RegressorSettings
 from recipes.restoration.restore import METHODS, sampler_for
 from recipes.restoration.tasks import NOISE, TASKS, make
 from recipes.training.processes import Processes
-from recipes.training.trainer import Trainer
+from recipes.training.trainer import Runtime, Trainer
 
 RATE = 22050
 SMALL = {"window": 8192, "overlap": 1024, "precision": "float32", "batch": 1}
@@ -179,8 +179,8 @@ def test_operators(name, music):
     same_on_both(work)
 
 
-@pytest.mark.parametrize("kind", ["prior", "regressor"])
-def test_training(kind, tmp_path):
+@pytest.mark.parametrize(("kind", "hours"), [("prior", 0), ("regressor", 0), ("regressor", 0.01)])
+def test_training(kind, hours, tmp_path):
     """Scalings, three steps, the scores on the way."""
     corpus = write_corpus(tmp_path)
     length = {"batch": 2, "samples": 4096}
@@ -199,7 +199,7 @@ def test_training(kind, tmp_path):
             network = {"class": "UNet2dRegressor", "args": args}
             settings = RegressorSettings(steps=3, beside=0.5, **length)
             task = RegressorTask(settings, network, corpus, corpus, None, crops, crops[:, :1])
-        run = Trainer(task, Processes(0, 1, device))
+        run = Trainer(task, Processes(0, 1, device), Runtime(resident=hours))
         run.prepare()
         losses = [run.advance()[0].cpu().numpy() for _ in range(3)]
         run.average.eval()

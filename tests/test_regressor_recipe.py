@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -264,8 +264,7 @@ def test_a_step_has_other_sounds_in_all_its_items_or_in_none(corpus, others):
     args = {"backbone": {**ARGS["backbone"], "parts": 5}, "stft": {"n_fft": 256, "beside": 60.0}}
     settings = replace(SETTINGS, beside=0.5, steps=12)
     run = training(corpus, settings, {**NETWORK, "args": args}, others=others)
-    kinds = ["other" in batch for batch in run._loader()]
-    assert len(kinds) == 12
+    kinds = ["other" in batch for batch in islice(run._loader(), 12)]
     assert 0 < sum(kinds) < 12
     # Of two processes each has its half of the same steps.
     halves = []
@@ -273,7 +272,7 @@ def test_a_step_has_other_sounds_in_all_its_items_or_in_none(corpus, others):
         half = training(corpus, settings, {**NETWORK, "args": args}, others=others)
         half.processes = Processes(rank, 2, torch.device("cpu"))
         half.share = half.micro = 1
-        halves.append(["other" in batch for batch in half._loader()])
+        halves.append(["other" in batch for batch in islice(half._loader(), 12)])
     assert halves == [kinds, kinds]
 
 

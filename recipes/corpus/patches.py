@@ -18,7 +18,9 @@ OTHERS = Path(__file__).parent / "others.tsv"  # instruments that no stem is
 SPLITS = ("train", "valid", "test")
 RARE = {"deb:opl3-soundfont": 0.3}  # chip sounds: seasoning
 BANKS = ("sf2", "gus")  # kinds whose patches are different sounds
-SHARES = {"sf2": 0.7 / 3, "samples": 1.4 / 3, "model": 0.3}  # of the patches, where a stem has all
+COMPUTED = {"bass": 0.3, "drums": 0.3, "guitar": 0.05, "piano": 0.05}
+"""Share of a stem's parts that are computed: a computed piano is too near to a plucked string, and
+with more of them a network takes guitars for pianos. Of the others a third are soundfonts'."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +139,10 @@ class Palette:
             ]
         )
         kinds = np.array([v[0].kind for v in groups.values()])
-        kinds = np.where(np.isin(kinds, list(SHARES)), kinds, "samples")
+        kinds = np.where(np.isin(kinds, ("sf2", "model")), kinds, "samples")
+        played = 1 - COMPUTED[stem]
+        shares = {"sf2": played / 3, "samples": 2 * played / 3, "model": COMPUTED[stem]}
         for kind in np.unique(kinds):
-            weights[kinds == kind] *= SHARES[str(kind)] / weights[kinds == kind].sum()
+            weights[kinds == kind] *= shares[str(kind)] / weights[kinds == kind].sum()
         package = list(groups)[int(rng.choice(len(groups), p=weights / weights.sum()))]
         return groups[package][int(rng.integers(len(groups[package])))]

@@ -44,7 +44,7 @@ from recipes.parallel import chosen_engine, engine_options, results
 # Version 6 takes out what lies below 20 Hz: some sample sets have a constant offset under every
 # note, up to the level of the note itself. Version 7 adds sources to the training split, version 8
 # computed basses, pianos and kits, and has 30 % of the training's parts computed.
-CORPUS_VERSION = 8
+CORPUS_VERSION = 9
 RATE = 22050
 LOWEST = signal.butter(2, 20.0, "highpass", fs=RENDER_RATE, output="sos")  # of any stem
 SILENT = 10 ** (-60 / 20)  # a frame of 0.1 s below this RMS is silent

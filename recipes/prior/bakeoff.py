@@ -137,7 +137,7 @@ def measured(corpus: StemCorpus, n_fft: int, seed: int = 1) -> Tensor:
     """Scalings of the corpus for a window, (K, bins)."""
     rng = np.random.default_rng(seed)
     songs, ways = len(corpus.songs), Augmentation()
-    crops = [corpus.crop(rng, SAMPLES, songs, ways) for _ in range(100)]
+    crops = [torch.from_numpy(corpus.crop(rng, SAMPLES, songs, ways)) for _ in range(100)]
     return measure_sigma_data(SpectralDenoiser(nn.Identity(), n_fft=n_fft), crops)
 
 

@@ -12,8 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import soxr
+import torch
+
+from recipes.prior.timbre import reshaped
 
 FULL_SCALE = 32768.0
+KNOTS = 8
+
+# Columns of a plan, see StemCorpus.plan; the last KNOTS are points of the equaliser, in dB.
+SONG, START, SPEED, GAIN, RATIO, CONTRAST, EQUALISER = range(7)
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,10 @@ class Augmentation:
             of the mel scale (lines between them): sounds no sound set has.
         speed: the share of places that are played faster or slower, with their pitch.
         fastest: how much faster or slower at most, as the logarithm of the ratio.
+        timbre: the share of stems whose spectral envelope is moved and flattened or sharpened, see
+            `recipes.prior.timbre`: other sounds that play the same notes.
+        moved: by how much at most, as the logarithm of the ratio.
+        flattened: by how much the contrast of the envelope differs from 1 at most.
     """
 
     remix: float = 0.5
@@ -38,6 +49,9 @@ class Augmentation:
     equaliser_db: float = 3.0
     speed: float = 0.3
     fastest: float = 0.08
+    timbre: float = 0.0
+    moved: float = 0.25
+    flattened: float = 0.4
 
 
 class StemCorpus:
@@ -86,43 +100,76 @@ class StemCorpus:
         self, rng: np.random.Generator, samples: int, songs: int, augmentation: Augmentation
     ) -> np.ndarray:
         """One training item, float32 (4, samples), from the first ``songs`` songs."""
-        stems = np.zeros((4, samples), np.float32)
+        return self.played(self.plan(rng, samples, songs, augmentation), samples)
+
+    def plan(
+        self, rng: np.random.Generator, samples: int, songs: int, augmentation: Augmentation
+    ) -> np.ndarray:
+        """What a training item is made of: a row of numbers for each stem, float64 (4, columns).
+
+        All that is random about it: the song's position in the index, the first sample, the speed,
+        the gain (with its polarity, 0 for silence), ratio and contrast of the spectral envelope,
+        and the equaliser's points in dB. :meth:`played` and ``ResidentSongs`` make audio of it.
+        """
+        rows = np.zeros((4, EQUALISER + KNOTS))
         if rng.random() < augmentation.remix:
             places = [self._place(rng, samples, songs, augmentation) for _ in range(4)]
         else:
             places = [self._place(rng, samples, songs, augmentation)] * 4
         gain = rng.normal(0.0, augmentation.mix_gain_db)
-        for k, place in enumerate(places):
-            if rng.random() >= augmentation.mute:
-                stems[k] = self._part(rng, samples, k, place, gain, augmentation)
-        return stems
+        for row, place in zip(rows, places, strict=True):
+            silent = rng.random() < augmentation.mute
+            row[:] = self._row(None if silent else rng, place, gain, augmentation)
+        return rows
 
-    def single(
+    def single_plan(
         self, rng: np.random.Generator, samples: int, gain: float, augmentation: Augmentation
     ) -> np.ndarray:
-        """The first row of some place, varied as stems are, (samples,); the gain is in dB."""
+        """A plan of one row, of songs with one: some place, varied as stems are; gain in dB."""
         place = self._place(rng, samples, len(self.songs), augmentation)
-        return self._part(rng, samples, 0, place, gain, augmentation)
+        return self._row(rng, place, gain, augmentation)[None]
 
-    def _part(
+    def played(self, plan: np.ndarray, samples: int) -> np.ndarray:
+        """The audio of a plan, float32 (rows, samples)."""
+        out = np.zeros((len(plan), samples), np.float32)
+        for k, row in enumerate(plan):
+            if row[GAIN]:
+                out[k] = self._part(row, k, samples)
+        return out
+
+    def _row(
         self,
-        rng: np.random.Generator,
-        samples: int,
-        k: int,
+        rng: np.random.Generator | None,
         place: tuple[int, int, float],
         gain: float,
         augmentation: Augmentation,
     ) -> np.ndarray:
-        """Row k at a place, with its own speed, gain, polarity and response, float32 (samples,)."""
-        song, start, speed = place
-        wanted = samples if speed == 1.0 else int(samples * speed) + 2
-        source = self.stems(song)[k, start : start + wanted] / np.float32(FULL_SCALE)
-        if speed != 1.0:
-            source = soxr.resample(source, speed, 1.0, quality="HQ")[:samples]
+        """A row of a plan; silent without a generator."""
+        row = np.zeros(EQUALISER + KNOTS)
+        row[[SONG, START, SPEED]] = place
+        row[CONTRAST] = 1.0
+        if rng is None:
+            return row
         db = gain + rng.normal(0.0, augmentation.stem_gain_db)
         polarity = 1.0 if rng.random() < 0.5 else -1.0
-        source = equalise(source, rng, augmentation.equaliser_db)
-        source = source * np.float32(polarity * 10 ** (db / 20))
+        row[GAIN] = polarity * 10 ** (db / 20)
+        row[EQUALISER:] = rng.normal(0.0, augmentation.equaliser_db, KNOTS)
+        if augmentation.timbre and rng.random() < augmentation.timbre:
+            row[RATIO] = rng.uniform(-augmentation.moved, augmentation.moved)
+            row[CONTRAST] += rng.uniform(-augmentation.flattened, augmentation.flattened)
+        return row
+
+    def _part(self, row: np.ndarray, k: int, samples: int) -> np.ndarray:
+        """Row k of the place that a plan's row names, varied as it says, float32 (samples,)."""
+        start, speed = int(row[START]), float(row[SPEED])
+        wanted = samples if speed == 1.0 else int(samples * speed) + 2
+        source = self.stems(int(row[SONG]))[k, start : start + wanted] / np.float32(FULL_SCALE)
+        if speed != 1.0:
+            source = soxr.resample(source, speed, 1.0, quality="HQ")[:samples]
+        if row[RATIO] or row[CONTRAST] != 1.0:
+            change = (torch.tensor([row[column]]) for column in (RATIO, CONTRAST))
+            source = reshaped(torch.from_numpy(source)[None], *change)[0].numpy()
+        source = equalise(source, row[EQUALISER:]) * np.float32(row[GAIN])
         return np.pad(source, (0, samples - len(source)))
 
     def _place(
@@ -137,10 +184,9 @@ class StemCorpus:
         return song, int(rng.integers(spare + 1)), speed
 
 
-def equalise(x: np.ndarray, rng: np.random.Generator, db: float, rate: int = 22050) -> np.ndarray:
-    """Filters (T,) with a random smooth response of zero phase; see :class:`Augmentation`."""
-    knots = rng.normal(0.0, db, 8)
-    if not x.any() or db == 0:
+def equalise(x: np.ndarray, knots: np.ndarray, rate: int = 22050) -> np.ndarray:
+    """Filters (T,) with a smooth response of zero phase, in dB at points of the mel scale."""
+    if not x.any() or not knots.any():
         return x
     mel = np.log1p(np.fft.rfftfreq(len(x), 1 / rate) / 700)
     response = np.interp(mel, np.linspace(0, mel[-1], len(knots)), knots)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -86,12 +87,11 @@ def edm_loss(net: SpectralDenoiser, clean: Tensor, noise: Tensor, sigma: Tensor)
     return ((error.real.square() + error.imag.square()) * weights).mean(dim=(2, 3))
 
 
-def measure_sigma_data(net: SpectralDenoiser, crops: list[np.ndarray]) -> Tensor:
+def measure_sigma_data(net: SpectralDenoiser, crops: Iterable[Tensor]) -> Tensor:
     """Root mean square of each stem's bins over crops, (K, bins), smoothed along frequency."""
-    power = torch.zeros_like(net.sigma_data)
-    for crop in crops:
-        power += net.frame(torch.from_numpy(crop).to(power.device)).abs().square().mean(1)
-    power = (power / len(crops)).clamp_min(SIGMA_MIN**2)
+    device = net.sigma_data.device
+    powers = [net.frame(crop.to(device)).abs().square().mean(1) for crop in crops]
+    power = torch.stack(powers).mean(0).clamp_min(SIGMA_MIN**2)
     width = 9
     padded = torch.nn.functional.pad(power.log()[None], (width // 2, width // 2), mode="replicate")
     return (padded.unfold(-1, width, 1).mean(-1)[0] / 2).exp()
@@ -136,24 +136,33 @@ class PriorTask(SongTask):
     def prepare(self, net: nn.Module) -> None:
         """Measures the scalings of the preconditioning on the augmented corpus."""
         assert isinstance(net, SpectralDenoiser)
-        rng = np.random.default_rng(self.settings.seed + 1)
-        songs = len(self.corpus.songs)
-        crops = [
-            self.corpus.crop(rng, self.settings.samples, songs, self.augmentation)
-            for _ in range(200)
-        ]
-        net.sigma_data.copy_(measure_sigma_data(net, crops))
+        net.sigma_data.copy_(measure_sigma_data(net, self.crops_to_measure()))
 
     def item(self, rng: np.random.Generator, number: int, songs: int) -> dict[str, np.ndarray]:
         """Clean stems and unit noise (4, T), and the noise level of each stem (4,)."""
         s = self.settings
-        clean = self.corpus.crop(rng, s.samples, songs, self.augmentation)
+        item = self.crop(rng, songs)
         level = rng.normal(size=4)
         if rng.random() >= s.independent:
             level[:] = level[0]
         sigma = np.exp(s.log_sigma_mean + s.log_sigma_std * level).clip(SIGMA_MIN, SIGMA_MAX)
-        noise = rng.standard_normal(clean.shape, dtype=np.float32)
-        return {"clean": clean, "noise": noise, "sigma": sigma.astype(np.float32)}
+        item["sigma"] = sigma.astype(np.float32)
+        if self.resident is None:
+            noise = rng.standard_normal(item["clean"].shape, dtype=np.float32)
+            return item | {"noise": noise}
+        return item | {"seed": rng.integers(2**62, size=1)}
+
+    def complete(self, batch: Batch) -> Batch:
+        """See `Task.complete`: stems, and noise from each item's seed."""
+        batch = super().complete(batch)
+        if "seed" not in batch:
+            return batch
+        batch = dict(batch)
+        clean, seeds = batch["clean"], batch.pop("seed")[:, 0].tolist()
+        noise = torch.empty_like(clean)
+        for row, seed in zip(noise, seeds, strict=True):
+            row.normal_(generator=torch.Generator(clean.device).manual_seed(seed))
+        return batch | {"noise": noise}
 
     def losses(self, net: nn.Module, batch: Batch) -> Tensor:
         """See `edm_loss`."""

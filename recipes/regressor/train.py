@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from mgdm_audio import STEMS, hub
 from mgdm_audio.nn import RegressorMean, SpectralRegressor, build
-from recipes.prior.data import Augmentation, StemCorpus, validation_crops
+from recipes.prior.data import GAIN, Augmentation, StemCorpus, validation_crops
 from recipes.regressor.loss import bands, losses, other_power
 from recipes.regressor.validation import validate
 from recipes.training import songs, trainer
 from recipes.training.command import train, training_options
+from recipes.training.resident import ResidentSongs
 from recipes.training.songs import SongTask
 from recipes.training.trainer import Batch, Trainer
 
@@ -58,6 +60,7 @@ class Settings(songs.Settings):
         given: shares of items with no, one and two given stems.
         beside: the share of steps with mixes that may hold a part beside the stems.
         absent: the share of their items that hold none.
+        timbre: the share of stems whose spectral envelope is changed, see `recipes.prior.timbre`.
         ema: decay of the averaged weights per step.
         seed: seed of weights, masks and data.
         initial: the model whose weights the run starts from, with its checksum; empty for none.
@@ -71,16 +74,16 @@ class Settings(songs.Settings):
     given: tuple[float, float, float] = (0.7, 0.15, 0.15)
     beside: float = 0.0
     absent: float = 0.25
+    timbre: float = 0.0
     ema: float = 0.999
     seed: int = 0
     initial: str = ""
 
 
-def measure_sigma_data(net: SpectralRegressor, crops: list[np.ndarray]) -> Tensor:
+def measure_sigma_data(net: SpectralRegressor, crops: Iterable[Tensor]) -> Tensor:
     """Root mean square of each stem's bins over crops, (K, bins)."""
     device = net.sigma_data.device
-    bins = [net.frame(torch.from_numpy(crop).to(device)) for crop in crops]
-    power = torch.stack([b.abs().square().mean(1) for b in bins])
+    power = torch.stack([net.frame(c.to(device)).abs().square().mean(1) for c in crops])
     return power.mean(0).clamp_min(net.known**2).sqrt()
 
 
@@ -102,6 +105,7 @@ class RegressorTask(SongTask):
     """
 
     settings: Settings
+    resident_others: ResidentSongs | None = None
     warm = 100
 
     def __init__(
@@ -117,7 +121,9 @@ class RegressorTask(SongTask):
         self.settings, self.network, self.corpus = settings, network, corpus
         self.others, self.model = others, model
         self.stems = (*STEMS, "other") if settings.beside else STEMS
-        self.augmentation = Augmentation(equaliser_db=4.0, speed=0.5, fastest=0.25)
+        self.augmentation = Augmentation(
+            equaliser_db=4.0, speed=0.5, fastest=0.25, timbre=settings.timbre
+        )
         self.crops = np.zeros((0, 4, 0), np.float32) if crops is None else crops
         if beside is not None and len(beside) != len(self.crops):
             raise ValueError(
@@ -143,41 +149,62 @@ class RegressorTask(SongTask):
         if self.model is not None:
             net.load_state_dict(widened(network_of(self.model).state_dict(), net.state_dict()))
             return
-        rng = np.random.default_rng(self.settings.seed + 1)
-        songs = len(self.corpus.songs)
-        crops = [self._crop(rng, songs) for _ in range(200)]
-        net.sigma_data.copy_(measure_sigma_data(net, crops))
+        net.sigma_data.copy_(measure_sigma_data(net, self.crops_to_measure()))
 
-    def _crop(self, rng: np.random.Generator, songs: int) -> np.ndarray:
-        return self.corpus.crop(rng, self.settings.samples, songs, self.augmentation)
+    def songs(self) -> int:
+        """See `Task.songs`; other parts that were added are taken up with them."""
+        if self.others is not None:
+            self.others.refresh()
+        return super().songs()
+
+    def reside(self, device: torch.device, hours: float) -> None:
+        """See `Task.reside`: the other parts as well."""
+        super().reside(device, hours)
+        if self.others is not None:
+            self.resident_others = ResidentSongs(self.others, device, hours, rows=1)
 
     def item(self, rng: np.random.Generator, number: int, songs: int) -> dict[str, np.ndarray]:
         """True stems "clean" (4, T) and which of them are "known" (4,).
 
         In the steps whose mixes may hold one: the "other" part (1, T), silent or not, and the
-        "power" by frequency that such a part is taken to have, (bins,).
+        "power" by frequency that such a part is taken to have, (bins,). Where items are made on
+        the device, "plan" and "other_plan" in the place of the audio, and no power.
 
         Raises:
             ValueError: if the run is one with other parts and there are none.
         """
         s = self.settings
-        clean = self._crop(rng, songs)
+        item = self.crop(rng, songs)
         known = np.zeros(4, bool)
         known[: rng.choice(3, p=s.given)] = True
         rng.shuffle(known)
-        item = {"clean": clean, "known": known}
+        item["known"] = known
         if s.beside and self.others is None:
             raise ValueError("this run needs parts of other instruments: give --others")
         # One kind of mix a step, the same in all processes.
         step = np.random.default_rng([s.seed, 2, number // s.batch])
         if self.others is None or step.random() >= s.beside:
             return item
-        other = np.zeros((1, s.samples), np.float32)
-        if rng.random() >= s.absent:
-            gain = OTHER_DB + OTHER_STD_DB * rng.normal()
-            other[0] = self.others.single(rng, s.samples, gain, self.augmentation)
-        mix = torch.from_numpy(clean.sum(0) + other[0])
+        absent = rng.random() < s.absent
+        gain = 0.0 if absent else OTHER_DB + OTHER_STD_DB * rng.normal()
+        plan = self.others.single_plan(rng, s.samples, gain, self.augmentation)
+        plan[:, GAIN] *= not absent
+        if self.resident_others is not None:
+            return item | {"other_plan": plan}
+        other = self.others.played(plan, s.samples)
+        mix = torch.from_numpy(item["clean"].sum(0) + other[0])
         return item | {"other": other, "power": other_power(mix, self.n_fft).numpy()}
+
+    def complete(self, batch: Batch) -> Batch:
+        """See `Task.complete`: stems, other parts and their powers."""
+        batch = super().complete(batch)
+        if "other_plan" not in batch or self.resident_others is None:
+            return batch
+        batch = dict(batch)
+        other = self.resident_others.played(batch.pop("other_plan"), self.settings.samples)
+        mixes = batch["clean"].sum(1) + other[:, 0]
+        power = torch.stack([other_power(mix, self.n_fft) for mix in mixes])
+        return batch | {"other": other, "power": power}
 
     def losses(self, net: nn.Module, batch: Batch) -> Tensor:
         """See `recipes.regressor.loss`; (B, 5) in the steps with other parts."""
@@ -302,6 +329,12 @@ def backbone_of(model: hub.Prior | hub.Regressor) -> str:
     show_default=True,
     help="Share of the steps whose mixes may hold such parts, with --others.",
 )
+@click.option(
+    "--timbre",
+    default=Settings.timbre,
+    show_default=True,
+    help="Share of stems whose spectral envelope is changed.",
+)
 @click.option("--lr", default=Settings.lr, show_default=True)
 @click.option("--seed", default=Settings.seed, show_default=True)
 @click.option(
@@ -322,6 +355,7 @@ def main(
     batch: int,
     seconds: float,
     beside: float,
+    timbre: float,
     lr: float,
     seed: int,
     backbone: str,
@@ -346,7 +380,7 @@ def main(
         model = None if initial == "none" else load_model(initial)
         settings = Settings(
             steps=steps, batch=batch, samples=round(seconds * 22050 / 512) * 512, lr=lr, seed=seed,
-            beside=0.0 if parts is None else beside,
+            beside=0.0 if parts is None else beside, timbre=timbre,
             initial="" if model is None else f"{model.name} {model.sha256}",
         )  # fmt: skip
         args: dict[str, Any] = {"backbone": json.loads(network), "stft": {"n_fft": 2048}}

@@ -41,14 +41,27 @@ _OPTIONS = [
         "--micro", default=0, help="Items through the network at once (gradient accumulation)."
     ),
     click.option("--workers", default=0, show_default=True, help="Data processes a process."),
+    click.option(
+        "--resident",
+        default=0.0,
+        show_default=True,
+        help="Hours of songs kept on the device, where the items are then made.",
+    ),
+    click.option("--compile", "compiled", is_flag=True, help="Compile the network's backbone."),
     click.option("--save-minutes", default=4.0, show_default=True),
     click.option("--validate-minutes", default=12.0, show_default=True),
     click.option("--score-minutes", default=60.0, show_default=True),
     click.option("--minutes", default=math.inf, help="Stop after this time (the run can go on)."),
+    click.option(
+        "--fit",
+        is_flag=True,
+        help="Move the run's end to where --minutes stops, by the speed so far, with every "
+        "checkpoint: the learning rate has come down by then.",
+    ),
 ]
 _NAMES = (
-    "precision", "devices", "device", "micro", "workers", "save_minutes", "validate_minutes",
-    "score_minutes", "minutes",
+    "precision", "devices", "device", "micro", "workers", "resident", "compiled", "save_minutes",
+    "validate_minutes", "score_minutes", "minutes", "fit",
 )  # fmt: skip
 
 
@@ -81,7 +94,8 @@ def train(
         with processes(options["device"]) as place:
             checkpoint = out / CHECKPOINT
             state = load_state(checkpoint) if checkpoint.exists() else None
-            runtime = Runtime(options["precision"], options["micro"], options["workers"])
+            names = ("precision", "micro", "workers", "resident", "compiled")
+            runtime = Runtime(**{name: options[name] for name in names})
             trainer = Trainer(make(state), place, runtime)
             if state is None:
                 trainer.prepare()
@@ -102,27 +116,32 @@ def say(place: Processes, text: str) -> None:
 
 def run(trainer: Trainer, out: Path, options: dict[str, Any]) -> None:
     """Steps, logs, checkpoints, validates and scores until the end or the time given."""
-    place, settings, window = trainer.processes, trainer.settings, Window()
+    place, window = trainer.processes, Window()
     stop: list[int] = []
     # A machine that is taken back says so: the checkpoint is written before the end.
     previous = signal.signal(signal.SIGTERM, lambda number, frame: stop.append(number))
     start = time.monotonic()
     first, last = trainer.step, False
     due = dict.fromkeys(("save", "validate", "score"), start)
+    pace: tuple[float, int] | None = None  # where its measuring began, after what comes once
 
     def is_due(name: str) -> bool:
         return time.monotonic() - due[name] > options[f"{name}_minutes"] * 60
 
     log = Log(out, trainer.step, trainer.task.stems) if place.first else None
     try:
-        while trainer.step < settings.steps and not last:
+        while trainer.step < trainer.settings.steps and not last:
             window.add(*trainer.advance())
             minutes = (time.monotonic() - start) / 60
             flags = [bool(stop), minutes > options["minutes"], *map(is_due, due)]
             stopped, timed_out, *now_due = place.agree(flags)
-            last = stopped or timed_out or trainer.step == settings.steps
+            last = stopped or timed_out or trainer.step == trainer.settings.steps
             if trainer.step % LOG_STEPS == 0 or last:
                 report(trainer, window, log, minutes, trainer.step - first)
+                if options["fit"] and not last:
+                    if pace is not None:
+                        fit(trainer, *pace, options["minutes"] - minutes)
+                    pace = pace or (time.monotonic(), trainer.step)
             for name, wanted in zip(due, now_due, strict=True):
                 # Told to stop there is no time for more than the checkpoint.
                 if not (wanted or last) or (stopped and name != "save"):
@@ -140,6 +159,20 @@ def run(trainer: Trainer, out: Path, options: dict[str, Any]) -> None:
         if log is not None:
             with log:
                 log.chart(out / "curves.png")
+
+
+def fit(trainer: Trainer, since: float, first: int, minutes: float) -> None:
+    """Moves the run's end to the steps that the minutes left allow, by the pace so far.
+
+    Arguments:
+        trainer: the run.
+        since: the time from which steps are counted, see `time.monotonic`.
+        first: the step that the run was at then.
+        minutes: that are left.
+    """
+    pace = (trainer.step - first) / (time.monotonic() - since)
+    end = min(trainer.processes.gather(trainer.step + max(1, int(pace * minutes * 60))))
+    trainer.end_at(end)
 
 
 def report(trainer: Trainer, window: Window, log: Log | None, minutes: float, steps: int) -> None:

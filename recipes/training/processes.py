@@ -103,6 +103,7 @@ def processes(device: str = "auto") -> Iterator[Processes]:
     place = torch.device("cuda", local) if gpu else torch.device("cpu")
     if gpu:
         torch.cuda.set_device(place)
+        torch.backends.cudnn.benchmark = True  # shapes are the same in all steps
     if "RANK" not in os.environ:
         yield Processes(0, 1, place)
         return

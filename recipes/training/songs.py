@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from recipes.prior.data import Augmentation, StemCorpus
 from recipes.training import trainer
+from recipes.training.resident import ResidentSongs
+from recipes.training.trainer import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +34,14 @@ class SongTask(trainer.Task):
     Attributes:
         corpus: the training songs.
         augmentation: how crops are varied.
+        resident: the songs on the device, where the items are made there.
         warm: steps over which the learning rate rises.
     """
 
     settings: Settings
     corpus: StemCorpus
     augmentation: Augmentation
+    resident: ResidentSongs | None = None
     warm: ClassVar[int]
     clip = 1.0
 
@@ -59,4 +65,34 @@ class SongTask(trainer.Task):
 
     def songs(self) -> int:
         """See `Task.songs`."""
-        return self.corpus.refresh()
+        songs = self.corpus.refresh()
+        return songs if self.resident is None else min(songs, self.resident.count())
+
+    def reside(self, device: torch.device, hours: float) -> None:
+        """See `Task.reside`."""
+        self.resident = ResidentSongs(self.corpus, device, hours)
+
+    def crop(self, rng: np.random.Generator, songs: int) -> dict[str, np.ndarray]:
+        """The stems of an item: "clean" (4, T) or, where they are made on the device, "plan"."""
+        arguments = (rng, self.settings.samples, songs, self.augmentation)
+        if self.resident is None:
+            return {"clean": self.corpus.crop(*arguments)}
+        return {"plan": self.corpus.plan(*arguments)}
+
+    def complete(self, batch: Batch) -> Batch:
+        """See `Task.complete`: the stems of plans."""
+        if "plan" not in batch or self.resident is None:
+            return batch
+        batch = dict(batch)
+        clean = self.resident.played(batch.pop("plan"), self.settings.samples)
+        return batch | {"clean": clean}
+
+    def crops_to_measure(self, count: int = 200) -> Iterator[Tensor]:
+        """Stems (4, T) of items like those of training, on the device where they are made there."""
+        rng = np.random.default_rng(self.settings.seed + 1)
+        songs = self.songs()
+        for _ in range(count):
+            item = {key: torch.from_numpy(x)[None] for key, x in self.crop(rng, songs).items()}
+            if self.resident is not None:
+                item = {key: x.to(self.resident.device) for key, x in item.items()}
+            yield self.complete(item)["clean"][0]

@@ -9,13 +9,14 @@ changes what is learnt (up to the order in which floating point numbers are adde
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +69,16 @@ class Runtime:
         micro: items that go through the network together in a process; 0 for the whole of its
             share of the batch. Smaller parts take less memory; gradients are added up.
         workers: data processes; 0 makes items in the process itself.
+        resident: hours of songs kept in the device's memory, where the items are then made; 0
+            leaves both to the processor. The items are the same but for rounding.
+        compiled: whether the backbone is compiled (torch.compile).
     """
 
     precision: str = "fp32"
     micro: int = 0
     workers: int = 0
+    resident: float = 0.0
+    compiled: bool = False
 
 
 class Task(ABC):
@@ -113,6 +119,18 @@ class Task(ABC):
     @abstractmethod
     def item(self, rng: np.random.Generator, number: int, songs: int) -> dict[str, np.ndarray]:
         """A training item: a function of its own generator, its number and the songs in use."""
+
+    def reside(self, device: torch.device, hours: float) -> None:
+        """Keeps so many hours of songs on a device, and makes the items there.
+
+        Raises:
+            ValueError: if the recipe cannot.
+        """
+        raise ValueError("this recipe makes its items on the processor alone: leave out --resident")
+
+    def complete(self, batch: Batch) -> Batch:
+        """What is left to make of a batch on the device."""
+        return batch
 
     @abstractmethod
     def losses(self, net: nn.Module, batch: Batch) -> Tensor:
@@ -198,9 +216,14 @@ class Trainer:
             )
         self.share = batch // world
         self.micro = self.runtime.micro or self.share
+        if self.runtime.resident:
+            task.reside(self.processes.device, self.runtime.resident)
         torch.manual_seed(task.settings.seed)
         self.net = task.build().to(self.processes.device)
         self.average = copy.deepcopy(self.net).requires_grad_(False)
+        if self.runtime.compiled:
+            # Not what is around it: the STFT's complex numbers are left to the libraries.
+            getattr(self.net, "backbone", self.net).compile()
         self.optimiser = task.optimiser(self.net)
         self.step = 0
         self.seconds = 0.0  # of audio seen
@@ -241,10 +264,10 @@ class Trainer:
     def _loader(self) -> Iterator[Batch]:
         """Parts of this process's share of each step's batch, from the present step on."""
         first = self.processes.rank * self.share
-        songs, batch, steps = self.songs, self.settings.batch, self.settings.steps
+        songs, batch = self.songs, self.settings.batch
 
         def keys() -> Iterator[list[tuple[int, int]]]:
-            for step in range(self.step, steps):
+            for step in itertools.count(self.step):
                 share = range(step * batch + first, step * batch + first + self.share)
                 for start in range(0, self.share, self.micro):
                     yield [(number, songs) for number in share[start : start + self.micro]]
@@ -283,6 +306,7 @@ class Trainer:
                 key: value.to(self.processes.device, non_blocking=True)
                 for key, value in next(self._batches).items()
             }
+            batch = self.task.complete(batch)
             # Gradients are exchanged once, with the last part.
             alone: Any = nullcontext()
             if isinstance(self._loss, DistributedDataParallel) and part + 1 < parts:
@@ -321,6 +345,10 @@ class Trainer:
         if songs != self.songs:
             self.songs = songs
             self._batches = None
+
+    def end_at(self, steps: int) -> None:
+        """Moves the end of the run, and with it the decay of the learning rate."""
+        self.task.settings = replace(self.settings, steps=steps)
 
     def state(self) -> dict[str, Any]:
         """All that a continued run needs."""
