@@ -36,10 +36,10 @@ _RATIO = 2 ** (1 / 6)
 
 
 class Spectrum:
-    """Mean power of a signal by frequency, from pieces.
+    """Mean power of a signal, or of several, by frequency, from pieces.
 
     Arguments:
-        pieces: the signal, each piece with shape (n,).
+        pieces: the signal, each piece with shape (n,), or (N, n) of N signals.
     """
 
     def __init__(self, pieces: Iterable[Tensor]) -> None:
@@ -48,35 +48,38 @@ class Spectrum:
         count = 0
         for piece in pieces:
             window, total = window.to(piece.device), total.to(piece.device)
-            padded = torch.nn.functional.pad(piece.double(), (0, -len(piece) % _SIZE))
-            frames = padded.unflatten(0, (-1, _SIZE)) * window
-            total += torch.fft.rfft(frames).abs().square().sum(0)
-            count += len(frames)
+            padded = torch.nn.functional.pad(piece.double(), (0, -piece.shape[-1] % _SIZE))
+            frames = padded.unflatten(-1, (-1, _SIZE)) * window
+            total = total + torch.fft.rfft(frames).abs().square().sum(-2)
+            count += frames.shape[-2]
         power = total / max(1, count) / window.square().sum()
         self.power = _smooth(power)
 
     def at(self, samples: int, level: float = 0.0) -> Tensor:
         """Variance of each bin of a Fourier transform of so many samples, (samples // 2 + 1,).
 
+        Of N signals, (N, samples // 2 + 1).
+
         Arguments:
             samples: length of the transform; white noise of unit variance has 1 in every bin.
             level: gain in dB.
         """
         f = torch.fft.rfftfreq(samples, dtype=torch.float64, device=self.power.device) * _SIZE
-        low = f.floor().long().clamp_max(len(self.power) - 2)
+        low = f.floor().long().clamp_max(self.power.shape[-1] - 2)
         part = f - low
-        power = self.power[low] + part * (self.power[low + 1] - self.power[low])
+        power = self.power[..., low]
+        power = power + part * (self.power[..., low + 1] - power)
         return (power * 10 ** (level / 10)).float()
 
 
 def _smooth(power: Tensor) -> Tensor:
     """Mean over a third of an octave around each bin, never of less than three bins."""
-    n = len(power)
+    n = power.shape[-1]
     k = torch.arange(n, dtype=torch.float64, device=power.device)
     low = torch.minimum(k / _RATIO, k - 1).floor().clamp_min(0).long()
     high = torch.maximum(k * _RATIO, k + 1).ceil().clamp_max(n - 1).long() + 1
-    sums = torch.cat([power.new_zeros(1), power.cumsum(0)])
-    return ((sums[high] - sums[low]) / (high - low)).clamp_min(0)
+    sums = torch.nn.functional.pad(power.cumsum(-1), (1, 0))
+    return ((sums[..., high] - sums[..., low]) / (high - low)).clamp_min(0)
 
 
 class WithOther:

@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
+import click
+import numpy as np
 import pytest
+import soundfile
 import torch
+from click.testing import CliRunner
 from test_training import BACKBONE, NETWORK, SETTINGS, write_corpus
 
 from recipes.corpus.human import FOLDER as PERFORMANCES
-from recipes.prior import bundle, pieces
+from recipes.prior import bundle, pieces, unpack
+from recipes.prior import sounds as sounds_module
+from recipes.prior.data import validation_crops
 from recipes.prior.train import PriorTask, resume
 from recipes.training.trainer import REWARM, Trainer, load_state
 
@@ -93,45 +99,247 @@ def test_pieces_fit_the_limit_of_a_transfer():
 
 # -- bundle --------------------
 
-
-def test_table_of_the_sounds_that_travel(tmp_path: Path) -> None:
-    text, rows = bundle.rows_of(bundle.PACKAGES)
-    assert {row["package"] for row in rows} == set(bundle.PACKAGES)
-    for split in ("train", "valid"):
-        stems = {row["stem"] for row in rows if row["split"] == split}
-        assert stems == {"bass", "drums", "guitar", "piano"}
-    original = bundle.TABLE.read_text().splitlines()
-    assert set(text.splitlines()) <= set(original)
-    _, others = bundle.rows_of(bundle.PACKAGES, bundle.OTHERS)
-    assert {row["split"] for row in others} == {"train", "valid"}
-    with pytest.raises(ValueError, match="no sources of deb:nothing"):
-        bundle.bundle(tmp_path / "out", ("deb:nothing",), tmp_path)
+FONT, KIT = "deb:csound-soundfont", "github:becks/becks-drumkit"
+GUITARS = ("npm:tonejs-instrument-guitar-acoustic-wav@1.1.0", "github:freepats/synth-bass-1")
+RATE = 44100
 
 
-def test_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def tone(seconds: float, channels: int = 1, rate: int = RATE) -> np.ndarray:
+    """A decaying note of 300 Hz, (n, channels), the channels at different levels."""
+    t = np.arange(int(seconds * rate)) / rate
+    note = 0.2 * np.sin(2 * np.pi * 300 * t) * np.exp(-t)
+    return note[:, None] * np.linspace(1, 0.5, channels)
+
+
+def wav_with_loop(path: Path, sound: np.ndarray, first: int, last: int) -> bytes:
+    """Writes a WAV file with one loop; returns the body of its `smpl` chunk."""
+    soundfile.write(path, sound, RATE, "PCM_24", format="WAV")
+    chunk = struct.pack("<9I", 0, 0, 22676, 60, 0, 0, 0, 1, 0) + struct.pack(
+        "<6I", 0, 0, first, last, 0, 0
+    )
+    data = path.read_bytes() + b"smpl" + struct.pack("<I", len(chunk)) + chunk
+    path.write_bytes(data[:4] + struct.pack("<I", len(data) - 8) + data[8:])
+    return chunk
+
+
+def small_font(path: Path, sounds: list[np.ndarray]) -> None:
+    """A soundfont whose preset 0:2 sounds with the first sample, 0:3 with the second and so on."""
+
+    def chunk(name: bytes, *parts: bytes) -> bytes:
+        body = b"".join(parts)
+        return name + struct.pack("<I", len(body)) + body
+
+    smpl, heads = b"", []
+    for k, sound in enumerate(sounds):
+        start = len(smpl) // 2
+        smpl += np.rint(sound * 32767).astype("<i2").tobytes() + bytes(92)
+        end = start + len(sound)
+        heads.append((b"s%d" % k, start, end, start + 10, end - 10, RATE, 60, 0, 0, 1))
+    heads.append((b"EOS", 0, 0, 0, 0, 0, 0, 0, 0, 0))
+    count = range(len(sounds) + 1)
+    two = [struct.pack("<HH", k, 0) for k in count]
+    pdta = [
+        chunk(b"phdr", *(struct.pack("<20sHHHIII", b"p", 2 + k, 0, k, 0, 0, 0) for k in count)),
+        chunk(b"pbag", *two),
+        chunk(b"pmod", bytes(10)),
+        chunk(b"pgen", *(struct.pack("<HH", 41, k) for k in count)),
+        chunk(b"inst", *(struct.pack("<20sH", b"i", k) for k in count)),
+        chunk(b"ibag", *two),
+        chunk(b"imod", bytes(10)),
+        chunk(b"igen", *(struct.pack("<HH", 53, k) for k in count)),
+        chunk(b"shdr", *(struct.pack("<20s5IBbHH", *head) for head in heads)),
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    info = chunk(b"LIST", b"INFO", chunk(b"ifil", struct.pack("<HH", 2, 1)))
+    sdta = chunk(b"LIST", b"sdta", chunk(b"smpl", smpl))
+    path.write_bytes(chunk(b"RIFF", b"sfbk", info, sdta, chunk(b"LIST", b"pdta", *pdta)))
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folders `root` and `sources` with the programs and a few sounds."""
     root, sources = tmp_path / "root", tmp_path / "sources"
-    for name in ("usr/bin/mma", "usr/share/mma/lib/a.mma"):
+    for name in ("usr/bin/mma", "usr/share/mma/lib/a.mma", "sfizz_render"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text("x")
-    packages = ("deb:csound-soundfont", "npm:@coderline/alphatab@1.8.4")
-    with pytest.raises(ValueError, match=r"not installed: .*sf_GMbank\.sf2.*sonivox\.sf2.*groove"):
-        bundle.bundle(tmp_path / "out", packages, sources, root)
-    font = root / "usr/share/sounds/sf2/sf_GMbank.sf2"
-    font.parent.mkdir(parents=True)
-    font.write_text("font")
     (sources / PERFORMANCES).mkdir(parents=True)
     (sources / PERFORMANCES / "info.csv").write_text("id")
-    (sources / "sonivox.sf2").write_text("font")
-    monkeypatch.setattr(bundle, "libraries", lambda: [font])
-    bundle.bundle(tmp_path / "out", packages, sources, root)
-    with tarfile.open(tmp_path / "out" / "files.tar.xz") as tar:
-        assert {m.name for m in tar if m.isfile()} == {
-            "usr/bin/mma", "usr/share/mma/lib/a.mma", "usr/share/sounds/sf2/sf_GMbank.sf2",
-        }  # fmt: skip
-    with tarfile.open(tmp_path / "out" / "sources.tar.xz") as tar:
-        assert {m.name for m in tar if m.isfile()} == {"sonivox.sf2", f"{PERFORMANCES}/info.csv"}
-    with pytest.raises(ValueError, match="kinds sfz do not travel"):
-        bundle.bundle(tmp_path / "out2", ("github:freepats/upright-piano-KW",), sources, root)
+    monkeypatch.setattr(bundle, "libraries", lambda: [root / "usr/bin/mma"])
+    monkeypatch.setattr(bundle, "sfizz", lambda: str(root / "sfizz_render"))
+    return tmp_path
+
+
+def there_and_back(home: Path, packages: tuple[str, ...]) -> Path:
+    """Bundles packages and unpacks them; returns the folder they come into."""
+    parts = bundle.bundle(home / "out", packages, home / "sources", home / "root")
+    for part in parts:
+        unpack.unpack(part, home / "work", home / "there", jobs=1)
+    return home / "work"
+
+
+def nearly(found: np.ndarray, sent: np.ndarray) -> bool:
+    """Whether the noise of the coding is 20 dB below the sound."""
+    assert found.shape == sent.shape
+    return float(np.square(found - sent).mean()) < 0.01 * float(np.square(sent).mean())
+
+
+def test_tables_of_the_sounds_that_travel(tmp_path: Path) -> None:
+    packages = bundle.all_packages()
+    text, rows = bundle.rows_of(packages)
+    assert {row["package"] for row in rows} == set(packages)
+    assert "deb:freepats" not in packages
+    assert {row["stem"] for row in rows} == {"bass", "drums", "guitar", "piano"}
+    original = bundle.TABLE.read_text().splitlines()
+    assert set(text.splitlines()) <= set(original)
+    for table in (bundle.TABLE, bundle.OTHERS):
+        assert {row["split"] for row in bundle.rows_of(packages, table)[1]} == {"train"}
+    with pytest.raises(ValueError, match="no train sources of deb:nothing"):
+        bundle.bundle(tmp_path / "out", ("deb:nothing",), tmp_path)
+    with pytest.raises(ValueError, match="kinds gus do not travel"):
+        bundle.bundle(tmp_path / "out", ("deb:freepats",), tmp_path)
+
+
+def test_a_source_that_is_missing_is_named(home: Path) -> None:
+    with pytest.raises(ValueError, match=r"not installed: .*sf_GMbank\.sf2.*becks"):
+        bundle.bundle(home / "out", (FONT, KIT), home / "sources", home / "root")
+
+
+def test_samples_come_back_as_they_were(home: Path) -> None:
+    folder = home / "sources" / "tonejs-instrument-guitar-acoustic-wav"
+    folder.mkdir()
+    sounds = {"A2": tone(0.4, 2), "A3": tone(0.6), "C4": tone(0.5) / 20}
+    for name, sound in sounds.items():
+        soundfile.write(folder / f"{name}.wav", sound, RATE, "PCM_16")
+    chunk = wav_with_loop(folder / "C5.wav", tone(12.0), 400, 500_000)
+    soundfile.write(folder / "C7.wav", tone(0.3), RATE)  # above what is played
+    soundfile.write(folder / "G2.wav", tone(12.0), RATE)
+    kit = home / "sources" / "becks-drumkit" / "becks"
+    kit.mkdir(parents=True)
+    drums = "<kit><instrument><name>{}</name><filename>{}</filename></instrument></kit>"
+    (kit / "drumkit.xml").write_text(drums.format("Kick", "kick.flac"))
+    soundfile.write(kit / "kick.flac", tone(0.3, rate=22050), 22050)
+    soundfile.write(kit / "unused.flac", tone(0.3), RATE)
+    work = there_and_back(home, (GUITARS[0], KIT))
+    found = work / "sources" / folder.name
+    assert {p.name for p in found.iterdir()} == {"A2.wav", "A3.wav", "C4.wav", "C5.wav", "G2.wav"}
+    for name, sound in sounds.items():
+        back, rate = soundfile.read(found / f"{name}.wav", always_2d=True)
+        assert rate == RATE
+        mean = np.repeat(sound.mean(1, keepdims=True), sound.shape[1], axis=1)
+        assert nearly(back, mean), name
+    # A loop keeps its sample whole; without one, what comes late has faded out.
+    whole = (found / "C5.wav").read_bytes()
+    assert sounds_module.loop_chunk(whole) == chunk
+    assert struct.unpack_from("<I", whole, 4)[0] == len(whole) - 8
+    assert nearly(soundfile.read(found / "C5.wav")[0], tone(12.0)[:, 0])
+    cut = soundfile.read(found / "G2.wav")[0]
+    assert len(cut) == 12 * RATE
+    assert not cut[6 * RATE :].any()
+    assert (found.parent / "becks-drumkit/becks/drumkit.xml").read_text().startswith("<kit>")
+    back, rate = soundfile.read(found.parent / "becks-drumkit/becks/kick.flac")
+    assert rate == 22050
+    assert nearly(back, tone(0.3, rate=22050)[:, 0])
+    assert not (found.parent / "becks-drumkit/becks/unused.flac").exists()
+
+
+def test_an_instrument_comes_with_what_is_played_of_it(home: Path) -> None:
+    folder = home / "sources" / "synth-bass-1"
+    (folder / "samples").mkdir(parents=True)
+    (folder / "more.txt").write_text("<region> sample=b.wav key=36 lorand=0.5 hirand=1\n")
+    (folder / "SynthBass1 20190723.sfz").write_text(
+        "<control> default_path=samples/\n<region> sample=a.flac lokey=20 hikey=30\n"
+        '#include "more.txt"\n<region> sample=c.wav key=100\n'
+    )
+    for name in ("a.flac", "b.wav", "c.wav"):
+        soundfile.write(folder / "samples" / name, tone(0.3), RATE)
+    found = there_and_back(home, (GUITARS[1],)) / "sources" / folder.name
+    text = (found / "SynthBass1 20190723.sfz").read_text()
+    assert "sample=a.wav lokey=20" in text
+    assert "seq_length=2 seq_position=2" in text
+    assert "c.wav" not in text
+    assert {p.name for p in (found / "samples").iterdir()} == {"a.wav", "b.wav"}
+    assert nearly(soundfile.read(found / "samples" / "a.wav")[0], tone(0.3)[:, 0])
+    (folder / "samples" / "b.wav").unlink()
+    with pytest.raises(OSError, match=r"b\.wav"):
+        there_and_back(home, (GUITARS[1],))
+
+
+@pytest.mark.parametrize("limit", [0, 10**6])
+def test_a_soundfont_keeps_the_samples_of_its_patches(
+    limit: int, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle, "LOSSLESS", limit)
+    path = "usr/share/sounds/sf2/sf_GMbank.sf2"
+    sent = [tone(0.5)[:, 0], tone(0.25)[:, 0], 0.5 * tone(1.0)[:, 0]]
+    small_font(home / "root" / path, sent)
+    presets = {(row["bank"], row["program"]) for row in bundle.rows_of((FONT,))[1]}
+    presets |= {(r["bank"], r["program"]) for r in bundle.rows_of((FONT,), bundle.OTHERS)[1]}
+    kept = [k for k in range(3) if ("0", str(2 + k)) in presets]
+    assert kept == [0, 1]
+    there_and_back(home, (FONT,))
+    data = (home / "there" / path).read_bytes()
+    assert struct.unpack_from("<I", data, 4)[0] == len(data) - 8
+    font = sounds_module.Font(home / "there" / path)
+    for k, sound in enumerate(sent):
+        found, head = font.sound(k), font.samples[k]
+        if k not in kept:
+            assert not found.any()
+            continue
+        assert (head[3] - head[1], head[2] - head[4]) == (10, 10)
+        assert nearly(found, sound)
+        if limit:
+            assert np.array_equal(found, np.rint(sound * 32767) / 32768)
+    assert font.used({(0, 3)}) == [1]
+
+
+def test_parts_come_in_order_and_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_font(home / "root/usr/share/sounds/sf2/sf_GMbank.sf2", [tone(0.5)[:, 0]] * 2)
+    kit = home / "sources" / "becks-drumkit" / "becks"
+    kit.mkdir(parents=True)
+    soundfile.write(kit / "kick.ogg", tone(0.3), RATE, format="OGG")
+    monkeypatch.setattr(bundle, "PART", 1)
+    parts = bundle.bundle(home / "out", (KIT, FONT), home / "sources", home / "root")
+    assert [part.name for part in parts] == ["1", "2", "3"]
+    work, there = home / "work", home / "there"
+    (work / "tree/recipes/corpus").mkdir(parents=True)
+    with pytest.raises(ValueError, match="part 1 has not been unpacked"):
+        unpack.unpack(parts[1], work, there, jobs=1)
+    # What lies in the system already stays as it is.
+    own = there / "usr/share/mma/lib/a.mma"
+    own.parent.mkdir(parents=True)
+    own.write_text("own")
+    for part in parts:
+        assert " in " in unpack.unpack(part, work, there, jobs=1)
+        assert "before" in unpack.unpack(part, work, there, jobs=1)
+    assert own.read_text() == "own"
+    assert (there / "usr/bin/mma").read_text() == "x"
+    # A first part unpacked again, for new code, does not bring its smaller table back.
+    (work / "tree/recipes/corpus/sources.tsv").write_text("of the repository")
+    assert "before" in unpack.unpack(parts[0], work, there, jobs=1)
+    for folder in (work / "tables", work / "tree/recipes/corpus"):
+        assert (folder / "sources.tsv").read_text() == bundle.rows_of((FONT, KIT))[0]
+        assert {p.name for p in folder.iterdir()} == {"sources.tsv", "others.tsv"}
+    assert not [p for p in home.rglob("*") if p.name.startswith(".unpack")]
+
+
+def test_songs_to_validate_on_come_cut(home: Path, tmp_path: Path) -> None:
+    small_font(home / "root/usr/share/sounds/sf2/sf_GMbank.sf2", [tone(0.5)[:, 0]] * 2)
+    corpus = tmp_path / "corpus"
+    write_corpus(corpus)
+    songs = bundle.Songs(tmp_path / "songs")
+    songs.add(corpus, "corpus/valid", 2, 4096)
+    parts = bundle.bundle(home / "out", (FONT,), home / "sources", home / "root", songs=songs)
+    unpack.unpack(parts[0], home / "work", home / "there", jobs=1)
+    found = validation_crops(home / "work/corpus/valid", 4096)
+    assert np.array_equal(found, validation_crops(corpus, 4096)[:2])
+
+
+def test_a_part_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "reel").write_bytes(bytes(3 * 2**20))
+    bundle.check_size(tmp_path, 2**20)
+    monkeypatch.setattr(bundle, "LIMIT", 3 * 2**20)
+    with pytest.raises(click.ClickException, match="too much"):
+        bundle.check_size(tmp_path, 2**20)
 
 
 def test_scripts_of_the_system_stay_there():
@@ -154,23 +362,32 @@ SOUNDS = Path(os.environ.get("MGDM_CORPUS_SOURCES", ROOT / "recipes/corpus/sourc
 @pytest.mark.parametrize("recipe", ["prior", "regressor"])
 def test_render_train_stop_continue_bring_back(recipe: str, tmp_path: Path) -> None:
     work = tmp_path / "work"
-    bundle.bundle(work / "parts", bundle.PACKAGES, SOUNDS)
+    write_corpus(tmp_path / "valid", songs=1, samples=140_000)
+    others = write_corpus(tmp_path / "valid-others", songs=1, samples=140_000)
+    np.save(others.folder / "0.npy", np.load(others.folder / "0.npy")[:1])
+    packages = ("deb:csound-soundfont", "deb:timgm6mb-soundfont", "deb:denemo-data", "models.py")
+    options = [f"--package={package}" for package in packages]
+    options += [f"--sources={SOUNDS}", "--songs=1", "--no-wheels", f"--valid={tmp_path / 'valid'}"]
+    options += [f"--valid-others={others.folder}"]
+    bundled = CliRunner().invoke(bundle.main, [str(work / "parts"), *options])
+    assert bundled.exit_code == 0, bundled.output
     unet = {"channels": [4, 4, 4], "embedding": 8}
     network = BACKBONE if recipe == "prior" else unet
 
     def call(work: Path, out: str) -> dict[str, object]:
         environment = {
             **os.environ, "WORK": str(work), "OUT": str(tmp_path / out), "PYTHON": sys.executable,
-            "RECIPE": recipe, "SONGS": "2", "FIRST": "2", "VALID": "1", "JOBS": "1",
+            "RECIPE": recipe, "SONGS": "2", "FIRST": "2", "JOBS": "1", "RESIDENT": "0.2",
             "OTHERS": "2", "NETWORK": json.dumps(network),
             "STEPS": "1000000", "BATCH": "2", "SECONDS_OF_CROP": "0.5", "PRECISION": "fp32",
-            "DEVICE": "cpu", "WORKERS": "0", "RESERVE": "0", "OMP_NUM_THREADS": "1",
+            "DEVICE": "cpu", "WORKERS": "0",
         }  # fmt: skip
-        done = subprocess.run(
-            ["bash", str(ROOT / "recipes/prior/gpu.sh"), "0.2"],
-            env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+        for arguments in (["begin", "0.3"], ["add", "1"], ["end"]):
+            done = subprocess.run(
+                ["bash", str(ROOT / "recipes/prior/gpu.sh"), *arguments],
+                env=environment, capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr
         names = {path.name for path in (tmp_path / out).iterdir()}
         assert {"pieces.json", "log.jsonl", "curves.png"} < names
         assert len(names) <= 8

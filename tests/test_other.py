@@ -66,6 +66,15 @@ def band_stems(prior):
     )
 
 
+def test_spectra_of_several_signals_are_theirs():
+    x = torch.randn(3, 20_000, generator=torch.Generator().manual_seed(0))
+    x[1] = x[1].cumsum(0) / 100
+    together = Spectrum([x[:, :9000], x[:, 9000:]]).at(2048, -10.0)
+    assert together.shape == (3, 1025)
+    for row, power in zip(x, together, strict=True):
+        assert torch.allclose(power, Spectrum([row[:9000], row[9000:]]).at(2048, -10.0))
+
+
 def test_a_sound_that_no_stem_has_goes_there(prior, band_stems):
     f = np.fft.rfftfreq(44100) * 22050
     strange = draw(0.1 * ((f > 2500) & (f < 3500)), 44100, 9)

@@ -54,7 +54,7 @@ def snr(x: np.ndarray, y: np.ndarray) -> float:
 def test_made_as_the_processor_makes_it(corpus, samples):
     rng = np.random.default_rng(0)
     ways = Augmentation(speed=0.5, fastest=0.25, timbre=0.5, mute=0.2)
-    if samples > 20_000:  # what stops at a song's end is spread by filters, otherwise here and there
+    if samples > 20_000:  # filters spread what stops at a song's end, and do so otherwise there
         ways = replace(ways, timbre=0.0, equaliser_db=0.0)
     plans = [corpus.plan(rng, samples, 3, ways) for _ in range(8)]
     made = ResidentSongs(corpus, CPU, 0.1).played(torch.from_numpy(np.stack(plans)), samples)

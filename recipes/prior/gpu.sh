@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
-# Renders songs and trains on a machine with a GPU and without network, for the minutes given, the
-# prior or, with RECIPE=regressor, the regressor:
-#   gpu.sh MINUTES        from the repository's root, with what bundle.py collected in work/gpu/parts
-# Called again on the same machine it goes on; on another one it goes on from the pieces of the last
-# checkpoint, if they lie in work/gpu/pieces-RECIPE*. The pieces, the log and the curves go to OUT.
-# "gpu.sh back 2" copies the second four pieces to OUT, where there are more than four.
+# Renders songs and trains on a machine with a GPU and without network: the prior or, with
+# RECIPE=regressor, the regressor. From the repository's root, with what bundle.py collected:
+#   gpu.sh begin MINUTES   unpacks part 1, and renders and trains in the background
+#   gpu.sh add PART        unpacks another part; songs are rendered with its sounds too from now on
+#   gpu.sh end             waits for the end of the training, the minutes after its beginning, and
+#                          copies the pieces of the checkpoint, the log and the curves to OUT
+#   gpu.sh back 2          copies the second four pieces to OUT, where there are more than four
+# A part is work/gpu/parts/PART. Begun again on the same machine the training goes on; on another
+# one it goes on from the pieces of the last checkpoint, if they lie in work/gpu/pieces-RECIPE*.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 cd "$root"
@@ -12,98 +15,138 @@ work="${WORK:-$root/work/gpu}"
 out="${OUT:-$work/out}"
 python="${PYTHON:-python3}"
 recipe="${RECIPE:-prior}"
-run="$work/run-$recipe" pieces="$work/pieces-$recipe"
-songs="${SONGS:-1200}"       # training songs wanted in all
-valid="${VALID:-8}"          # validation songs
-first="${FIRST:-96}"         # songs that are there before training starts
-jobs="${JOBS:-$(($(nproc) > 3 ? $(nproc) - 2 : 1))}"
-others="${OTHERS:-0}"        # parts beside the stems, for the regressor
+run="$work/run-$recipe" pieces="$work/pieces-$recipe" tree="$work/tree"
+count="${SONGS:-4000}"       # training songs at most
+first="${FIRST:-12}"         # songs that are there before training starts
+beside="${OTHERS:-0}"        # parts beside the stems, for the regressor
+jobs="${JOBS:-$(($(nproc) > 7 ? $(nproc) - 6 : 1))}"  # that render songs; two render other parts
 case "$recipe" in
   prior) usual='{"channels": [64, 128], "width": 640, "depth": 8}' ;;
-  regressor) usual='{"channels": [64, 128, 256, 384]}' ;;
+  regressor) usual='{"channels": [64, 128, 224, 320, 448]}' ;;
   *)
     echo "RECIPE is prior or regressor, not $recipe" >&2
     exit 2
     ;;
 esac
 network="${NETWORK:-$usual}"
-steps="${STEPS:-60000}" batch="${BATCH:-32}" seconds="${SECONDS_OF_CROP:-5.94}"
-precision="${PRECISION:-bf16}" device="${DEVICE:-auto}" workers="${WORKERS:-8}"
-started="$(date +%s)"
+steps="${STEPS:-20000}" batch="${BATCH:-24}" seconds="${SECONDS_OF_CROP:-3.99}"
+precision="${PRECISION:-bf16}" device="${DEVICE:-auto}"
+workers="${WORKERS:-2}" resident="${RESIDENT:-30}"
+more="${MORE:-}"             # further options of train.py
+export PYTHONPATH="$work/site${PYTHONPATH:+:$PYTHONPATH}" MGDM_CORPUS_SOURCES="$work/sources"
+export PYTHONUNBUFFERED=1
 
-minutes_left() { # of the call, less the argument
-  awk -v total="$1" -v less="$2" -v start="$started" -v now="$(date +%s)" \
-    'BEGIN { left = total - less - (now - start) / 60; print (left > 0 ? left : 0) }'
+background() { # NAME COMMAND...: runs on after this call, its process group in NAME.pid
+  local name="$1"
+  shift
+  setsid "$@" >>"$work/$name.log" 2>&1 </dev/null &
+  echo $! >"$work/$name.pid"
 }
 
-back() { # copies four pieces, their index, log and curves
+running() { [ -f "$work/$1.pid" ] && kill -0 "$(cat "$work/$1.pid")" 2>/dev/null; }
+
+stop() { # NAME: and all that it started
+  if running "$1"; then
+    kill -- "-$(cat "$work/$1.pid")" 2>/dev/null || true
+    while running "$1"; do sleep 0.1; done
+  fi
+}
+
+start_rendering() { # again, with the sounds that are there now
+  stop songs
+  background songs nice -n 10 bash "$0" songs
+  if [ "$recipe" = regressor ] && [ "$beside" -gt 0 ]; then
+    stop others
+    background others nice -n 10 bash "$0" others
+  fi
+}
+
+others() { # parts beside the stems
+  OMP_NUM_THREADS=1 "$python" "$tree/recipes/corpus/others.py" --split train \
+    --songs "$beside" --out "$work/others/train" --workers 2
+}
+
+songs() { # for training
+  OMP_NUM_THREADS=1 "$python" "$tree/recipes/corpus/render.py" --split train \
+    --songs "$count" --out "$work/corpus/train" --workers "$jobs"
+}
+
+wait_for() { # NAME FOLDER COUNT: songs in the index of what is rendered in the background
+  local count=0 idle=0
+  while true; do
+    if [ -f "$2/index.jsonl" ]; then count="$(wc -l <"$2/index.jsonl")"; fi
+    if [ "$count" -ge "$3" ]; then return; fi
+    # It stops for a moment where it is begun again.
+    if running "$1"; then idle=0; else idle=$((idle + 1)); fi
+    if [ "$idle" -gt 100 ]; then
+      echo "$2 has $count of the $3 songs to begin with, see $1.log" >&2
+      return 1
+    fi
+    sleep 0.1
+  done
+}
+
+train() { # MINUTES: from now to the end
+  local started options=()
+  started="$(date +%s)"
+  if [ ! -f "$run/checkpoint.pt" ] && compgen -G "$pieces*/pieces.json" >/dev/null; then
+    "$python" "$tree/recipes/prior/pieces.py" join "$pieces"*/ "$run/checkpoint.pt"
+  fi
+  wait_for songs "$work/corpus/train" "$first"
+  if [ "$recipe" = regressor ] && [ "$beside" -gt 0 ]; then
+    wait_for others "$work/others/train" "$((beside < 16 ? beside : 16))"
+    options+=(--others "$work/others")
+  fi
+  left() {
+    awk -v total="$1" -v start="$started" -v now="$(date +%s)" \
+      'BEGIN { left = total - (now - start) / 60; print (left > 0.01 ? left : 0.01) }'
+  }
+  # Threads that wait for each other, and for a core that renders, cost more than they do.
+  # shellcheck disable=SC2086  # a list of options
+  OMP_NUM_THREADS=1 "$python" "$tree/recipes/$recipe/train.py" --corpus "$work/corpus" --out "$run" \
+    --steps "$steps" --batch "$batch" --seconds "$seconds" --network "$network" \
+    --precision "$precision" --device "$device" --workers "$workers" --resident "$resident" \
+    --save-minutes 0.5 --validate-minutes 3 --score-minutes 3 --fit \
+    --minutes "$(left "$1")" "${options[@]}" $more
+}
+
+back() { # N: copies the Nth four pieces, their index, log and curves
   mkdir -p "$out"
   cp "$pieces/pieces.json" "$run/log.jsonl" "$run/curves.png" "$out/"
   ls "$pieces/"step*.part | sort -V | tail -n "+$((4 * ($1 - 1) + 1))" | head -n 4 |
     while read -r piece; do cp "$piece" "$out/"; done
 }
 
-setup() {
-  # The code as it is now, with the table of the sounds that travelled.
-  rm -rf "$work/tree"
-  mkdir -p "$work/tree" "$run" "$work/corpus"
-  cp -r mgdm_audio recipes "$work/tree/"
-  cp "$work/parts/sources.tsv" "$work/parts/others.tsv" "$work/tree/recipes/corpus/"
-  if ! command -v mma >/dev/null || [ ! -e "$work/unpacked" ]; then
-    tar --skip-old-files -xJf "$work/parts/files.tar.xz" -C /
-    touch "$work/unpacked"
-  fi
-  if [ ! -d "$work/sources" ]; then
-    mkdir -p "$work/sources"
-    tar -xJf "$work/parts/sources.tar.xz" -C "$work/sources"
-  fi
-  if ! ldconfig -p | grep -q 'libfluidsynth\.so'; then
-    mkdir -p /usr/local/lib/fluidsynth
-    tar -xJf "$work/parts/libraries.tar.xz" -C /usr/local/lib/fluidsynth
-    echo /usr/local/lib/fluidsynth >/etc/ld.so.conf.d/zz-fluidsynth.conf
-    ldconfig
-  fi
-  if [ -d "$work/parts/wheels" ] && [ ! -d "$work/site" ]; then
-    "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir \
-      --target "$work/site" "$work/parts/wheels/"*.whl
-  fi
-}
-
-if [ "${1:?gpu.sh MINUTES, or gpu.sh back N}" = back ]; then
-  back "${2:-1}"
-  exit
-fi
-setup
-export PYTHONPATH="$work/site${PYTHONPATH:+:$PYTHONPATH}" MGDM_CORPUS_SOURCES="$work/sources"
-export PYTHONUNBUFFERED=1
-tree="$work/tree"
-if [ ! -f "$run/checkpoint.pt" ] && compgen -G "$pieces*/pieces.json" >/dev/null; then
-  "$python" "$tree/recipes/prior/pieces.py" join "$pieces"*/ "$run/checkpoint.pt"
-fi
-render() { # SPLIT SONGS JOBS
-  OMP_NUM_THREADS=1 "$python" "$tree/recipes/corpus/render.py" --split "$1" --songs "$2" \
-    --out "$work/corpus/$1" --workers "$3"
-}
-render valid "$valid" "$jobs"
-render train "$first" "$jobs"
-if [ "$songs" -gt "$first" ]; then
-  # Half of the cores are left to the data processes of the training.
-  render train "$songs" "$(((jobs + 1) / 2))" >"$work/render.log" 2>&1 &
-  renderer=$!
-  trap 'kill "$renderer" 2>/dev/null || true' EXIT
-fi
-more=()
-if [ "$recipe" = regressor ] && [ "$others" -gt 0 ]; then
-  for split in "valid $valid" "train $others"; do
-    OMP_NUM_THREADS=1 "$python" "$tree/recipes/corpus/others.py" --split ${split% *} \
-      --songs ${split#* } --out "$work/others/${split% *}" --workers "$jobs"
-  done
-  more=(--others "$work/others")
-fi
-"$python" "$tree/recipes/$recipe/train.py" --corpus "$work/corpus" --out "$run" "${more[@]}" \
-  --steps "$steps" --batch "$batch" --seconds "$seconds" --network "$network" \
-  --precision "$precision" --device "$device" --workers "$workers" \
-  --minutes "$(minutes_left "$1" "${RESERVE:-1}")" --save-minutes 1.5 --validate-minutes 3 \
-  --score-minutes 8
-"$python" "$tree/recipes/prior/pieces.py" split "$run/checkpoint.pt" "$pieces"
-back 1
+case "${1:-}" in
+  begin)
+    : "${2:?gpu.sh begin MINUTES}"
+    rm -rf "$tree"
+    mkdir -p "$tree" "$run" "$work/corpus" "$work/others"
+    cp -r mgdm_audio recipes "$tree/"
+    "$python" recipes/prior/unpack.py "$work/parts/1" "$work"
+    start_rendering
+    background train bash "$0" train "$2"
+    ;;
+  add)
+    "$python" recipes/prior/unpack.py "$work/parts/${2:?gpu.sh add PART}" "$work"
+    start_rendering
+    ;;
+  songs | others | train) "$@" ;;
+  end)
+    while running train; do sleep 0.5; done
+    stop songs
+    stop others
+    tail -n 30 "$work/train.log" >&2
+    if [ ! -f "$run/checkpoint.pt" ]; then
+      tail -n 20 "$work/songs.log" >&2
+      exit 1
+    fi
+    "$python" "$tree/recipes/prior/pieces.py" split "$run/checkpoint.pt" "$pieces"
+    back 1
+    ;;
+  back) back "${2:-1}" ;;
+  *)
+    echo "gpu.sh begin MINUTES | add PART | end | back N" >&2
+    exit 2
+    ;;
+esac

@@ -33,7 +33,7 @@ def bands(bins: int, sample_rate: int = 22050) -> Tensor:
 def other_power(mix: Tensor, n_fft: int) -> Tensor:
     """Power of what may be beside the stems in a mix (T,), by frequency, (n_fft // 2 + 1,).
 
-    As the separator tells it, see `mgdm_audio.other`.
+    As the separator tells it, see `mgdm_audio.other`. Of mixes (B, T) it is (B, n_fft // 2 + 1).
     """
     return Spectrum([mix]).at(n_fft, LEVEL)
 

@@ -202,8 +202,7 @@ class RegressorTask(SongTask):
             return batch
         batch = dict(batch)
         other = self.resident_others.played(batch.pop("other_plan"), self.settings.samples)
-        mixes = batch["clean"].sum(1) + other[:, 0]
-        power = torch.stack([other_power(mix, self.n_fft) for mix in mixes])
+        power = other_power(batch["clean"].sum(1) + other[:, 0], self.n_fft)
         return batch | {"other": other, "power": power}
 
     def losses(self, net: nn.Module, batch: Batch) -> Tensor:

@@ -56,6 +56,7 @@ class ResidentSongs:
         if self._audio is None:
             shape = (self.rows, self.capacity)
             self._audio = torch.empty(shape, dtype=torch.int16, device=self.device)
+        self.corpus.refresh()  # a data process may have seen more of them
         for number in range(len(self.starts) - 1, self.count()):
             stems = torch.from_numpy(np.array(self.corpus.stems(number)[: self.rows]))
             start = self.starts[-1]
@@ -104,17 +105,22 @@ class ResidentSongs:
     def _at_speed(self, plans: Tensor, row: Tensor, samples: int) -> Tensor:
         """Read at another speed, by a windowed sinc below both Nyquist frequencies."""
         speed = plans[:, SPEED]
-        place = torch.arange(samples, device=self.device) * speed[:, None]  # float64
-        whole = place.long()
-        phase = ((place - whole) * PHASES).round().long()
+        exact = torch.arange(samples, device=self.device) * speed[:, None]  # float64
+        whole = exact.long()
+        phase = ((exact - whole) * PHASES).round().long()
         longest = int(samples * float(speed.max())) + 2 * HALF + 2
         near = torch.arange(longest, device=self.device) - HALF + plans[:, START].long()[:, None]
         source = self._read(plans, row, near)
         filters = sinc_filters(speed).to(self.device)  # (N, PHASES + 1, taps)
         out = torch.zeros(len(plans), samples, device=self.device)
-        for tap in range(2 * HALF):
-            weight = filters[:, :, tap].gather(1, phase)
-            out += weight * source.gather(1, whole + tap + 1)
+        some = 8  # taps at a time: few kernels, and little memory
+        for tap in range(0, 2 * HALF, some):
+            taps = torch.arange(tap, tap + some, device=self.device)
+            place = (whole[:, :, None] + (taps + 1)).flatten(1)
+            near = source.gather(1, place).unflatten(1, (samples, some))
+            table = filters[:, :, tap : tap + some]
+            weights = table.gather(1, phase[:, :, None].expand(-1, -1, some))
+            out += torch.linalg.vecdot(weights, near)
         return out
 
 
