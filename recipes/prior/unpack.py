@@ -50,6 +50,12 @@ def move(source: Path, target: Path) -> None:
     whole.rename(target)
 
 
+def extract(tar: tarfile.TarFile, folder: Path) -> None:
+    """Extracts an archive, with Python's precautions where it has them (not before 3.11.4)."""
+    tar.extraction_filter = getattr(tarfile, "data_filter", None)
+    tar.extractall(folder)
+
+
 def unpack_files(part: Path, folder: Path, work: Path, root: Path) -> dict[str, Any]:
     """Puts programs and texts in their places; what else the archive has is left in a folder.
 
@@ -57,7 +63,7 @@ def unpack_files(part: Path, folder: Path, work: Path, root: Path) -> dict[str, 
         The list of what the part has, see bundle.py.
     """
     with tarfile.open(part / "files.tar.xz") as tar:
-        tar.extractall(folder, filter="data")
+        extract(tar, folder)
     for name in ("root", "sources"):
         for path in sorted((folder / name).rglob("*")):
             if path.is_file():
@@ -72,7 +78,7 @@ def unpack_libraries(archive: Path, root: Path) -> None:
         return
     (root / LIBRARIES).mkdir(parents=True, exist_ok=True)
     with tarfile.open(archive) as tar:
-        tar.extractall(root / LIBRARIES, filter="data")
+        extract(tar, root / LIBRARIES)
     if root == Path("/"):
         Path("/etc/ld.so.conf.d/zz-fluidsynth.conf").write_text(f"/{LIBRARIES}\n")
         subprocess.run(["ldconfig"], check=True)
