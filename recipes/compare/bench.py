@@ -15,15 +15,12 @@ import copy
 import dataclasses
 import hashlib
 import json
-import os
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,16 +28,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mgdm_audio import Separator, __version__, hub, samplers
-from mgdm_audio.denoise import CountingDenoiser, Denoiser
-from mgdm_audio.draws import Draws
 from mgdm_audio.engine import Engine, LocalEngine
 from mgdm_audio.evaluate import evaluate_track
 from mgdm_audio.recording import in_memory
-from mgdm_audio.samplers.base import Callback, Cost, Problem, Progress, Sampler
 from mgdm_audio.song import Song
 from mgdm_audio.store import MemoryStore
 from recipes.compare.clips import Clip
 from recipes.compare.ledger import Ledger, Scored, Spent, write_whole
+from recipes.compare.tape import Tape, cost_file, forget_peak, keep, peak_mib, recorded
 from recipes.parallel import results
 
 SEEDS_A_SONG = 1000
@@ -141,83 +136,6 @@ class _OneWindow(MemoryStore):
         """See `mgdm_audio.store.Store.put`."""
         super().put(name, value)
         self.last = value
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tape(Sampler):
-    """Plays samples of one clip back, and records those that are not on the tape.
-
-    Arguments:
-        inner: the sampler.
-        folder: where the clip's samples are.
-        position: a list of one: number of the next sample; it counts on.
-    """
-
-    name: ClassVar[str] = "tape"
-
-    inner: Sampler
-    folder: Path
-    position: list[int]
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """See `Sampler.needs`."""
-        return self.inner.needs
-
-    @property
-    def speeds(self) -> int:
-        """See `Sampler.speeds`."""
-        return self.inner.speeds
-
-    def cost(self) -> Cost:
-        """See `Sampler.cost`."""
-        return self.inner.cost()
-
-    def sample(
-        self,
-        denoise: Denoiser,
-        problem: Problem,
-        draws: Draws,
-        callback: Callback | None = None,
-    ) -> Tensor:
-        """See `Sampler.sample`; each row of the batch is the next sample."""
-        first = self.position[0]
-        numbers = range(first, first + problem.shape[0])
-        self.position[0] += len(numbers)
-        if not all(recorded(self.folder, s) for s in numbers):
-            self._record(denoise, problem, draws, callback, numbers)
-        rows = [torch.from_numpy(np.load(_stems_file(self.folder, s))) for s in numbers]
-        return torch.stack(rows).to(problem.y)
-
-    def _sample(
-        self, denoise: Denoiser, problem: Problem, draws: Draws, progress: Progress
-    ) -> Tensor:
-        # Never reached: `sample`, which calls it, is what a tape replaces.
-        raise NotImplementedError("a tape is played with `sample`")
-
-    def _record(
-        self,
-        denoise: Denoiser,
-        problem: Problem,
-        draws: Draws,
-        callback: Callback | None,
-        numbers: range,
-    ) -> None:
-        counted = CountingDenoiser(denoise)
-        device = problem.y.device
-        _forget_peak(device)
-        start, cpu = time.monotonic(), time.process_time()
-        rows = self.inner.sample(counted, problem, draws, callback).float().cpu().numpy()
-        n = len(numbers)
-        spent = Spent(
-            calls=counted.calls / n,
-            vjps=counted.vjps / n,
-            seconds=(time.monotonic() - start) / n,
-            cpu_seconds=(time.process_time() - cpu) / n,
-            peak_mib=_peak_mib(device),
-        )
-        for s, row in zip(numbers, rows, strict=True):
-            _keep(self.folder, s, row, spent)
 
 
 class Bench:
@@ -357,7 +275,7 @@ class Bench:
             raise Failed(str(error)) from error
         spent = Spent()
         for s in range(first, tape.position[0]):
-            spent += Spent(**json.loads(_cost_file(folder, s).read_text()))
+            spent += Spent(**json.loads(cost_file(folder, s).read_text()))
         # Drawn one by one here, the samples of a user's mean share these.
         again = (tape.position[0] - first - 1) * separator.sampler.cost().shared
         spent = dataclasses.replace(spent, calls=spent.calls - again)
@@ -394,14 +312,14 @@ class Bench:
             else:  # silent, or longer than a window
                 drawn[clip] = self._alone(batch.entry, clip, number)
         device, n = separator.device, max(1, len(clips))
-        _forget_peak(device)
+        forget_peak(device)
         start, cpu = time.monotonic(), time.process_time()
         outcomes = list(separator.run(clips))
         seconds = (time.monotonic() - start) / n
         spent = Spent(
             seconds=seconds,
             cpu_seconds=(time.process_time() - cpu) / n,
-            peak_mib=_peak_mib(device),
+            peak_mib=peak_mib(device),
         )
         errors = []
         for song, error in outcomes:
@@ -416,7 +334,7 @@ class Bench:
                 errors.append(error)
             else:
                 cost = dataclasses.replace(spent, calls=song.calls, vjps=song.vjps)
-                _keep(folder, number, store.last.float().numpy(), cost)
+                keep(folder, number, store.last.float().numpy(), cost)
                 drawn[clip] = seconds
         if errors:
             raise errors[0]
@@ -590,48 +508,3 @@ def _nothing(line: str) -> None:
 def tuples(value: Any) -> Any:
     """Lists as tuples, all the way down: settings are immutable."""
     return tuple(map(tuples, value)) if isinstance(value, list) else value
-
-
-def recorded(folder: Path, number: int) -> bool:
-    """Whether a sample is in a folder of the store."""
-    return _stems_file(folder, number).is_file()
-
-
-def _keep(folder: Path, number: int, stems: NDArray[np.float32], spent: Spent) -> None:
-    """Puts a sample into a folder of the store, and what it cost."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(_cost_file(folder, number), json.dumps(dataclasses.asdict(spent)).encode())
-    part = _stems_file(folder, number).with_suffix(f".{os.getpid()}.part")
-    with open(part, "wb") as file:
-        np.save(file, stems)
-    os.replace(part, _stems_file(folder, number))
-
-
-def _stems_file(folder: Path, number: int) -> Path:
-    return folder / f"{number:04d}.npy"
-
-
-def _cost_file(folder: Path, number: int) -> Path:
-    return folder / f"{number:04d}.json"
-
-
-def _forget_peak(device: torch.device) -> None:
-    """Starts the measurement of the largest memory anew, where the system can."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    elif sys.platform == "linux":
-        try:
-            Path("/proc/self/clear_refs").write_text("5")
-        except OSError:
-            return  # not allowed here: the peak is then that of the process so far
-
-
-def _peak_mib(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    if sys.platform == "linux":
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 1024)
