@@ -14,7 +14,7 @@ import numpy as np
 import soxr
 import torch
 
-from recipes.prior.timbre import reshaped
+from recipes.prior.timbre import equalised, reshaped
 
 FULL_SCALE = 32768.0
 KNOTS = 8
@@ -123,10 +123,15 @@ class StemCorpus:
         return rows
 
     def single_plan(
-        self, rng: np.random.Generator, samples: int, gain: float, augmentation: Augmentation
+        self,
+        rng: np.random.Generator,
+        samples: int,
+        songs: int,
+        gain: float,
+        augmentation: Augmentation,
     ) -> np.ndarray:
         """A plan of one row, of songs with one: some place, varied as stems are; gain in dB."""
-        place = self._place(rng, samples, len(self.songs), augmentation)
+        place = self._place(rng, samples, songs, augmentation)
         return self._row(rng, place, gain, augmentation)[None]
 
     def played(self, plan: np.ndarray, samples: int) -> np.ndarray:
@@ -166,10 +171,12 @@ class StemCorpus:
         source = self.stems(int(row[SONG]))[k, start : start + wanted] / np.float32(FULL_SCALE)
         if speed != 1.0:
             source = soxr.resample(source, speed, 1.0, quality="HQ")[:samples]
+        sound = torch.from_numpy(source)[None]
         if row[RATIO] or row[CONTRAST] != 1.0:
             change = (torch.tensor([row[column]]) for column in (RATIO, CONTRAST))
-            source = reshaped(torch.from_numpy(source)[None], *change)[0].numpy()
-        source = equalise(source, row[EQUALISER:]) * np.float32(row[GAIN])
+            sound = reshaped(sound, *change)
+        sound = equalised(sound, torch.from_numpy(row[None, EQUALISER:]).float())
+        source = sound[0].numpy() * np.float32(row[GAIN])
         return np.pad(source, (0, samples - len(source)))
 
     def _place(
@@ -182,16 +189,6 @@ class StemCorpus:
             speed = float(np.exp(rng.uniform(-augmentation.fastest, augmentation.fastest)))
         spare = max(0, self.songs[song]["samples"] - int(samples * speed) - 2)
         return song, int(rng.integers(spare + 1)), speed
-
-
-def equalise(x: np.ndarray, knots: np.ndarray, rate: int = 22050) -> np.ndarray:
-    """Filters (T,) with a smooth response of zero phase, in dB at points of the mel scale."""
-    if not x.any() or not knots.any():
-        return x
-    mel = np.log1p(np.fft.rfftfreq(len(x), 1 / rate) / 700)
-    response = np.interp(mel, np.linspace(0, mel[-1], len(knots)), knots)
-    filtered = np.fft.irfft(np.fft.rfft(x) * 10 ** (response / 20), n=len(x))
-    return filtered.astype(np.float32)
 
 
 def validation_crops(folder: str | Path, samples: int, per_song: int = 1) -> np.ndarray:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+RATE = 22050
 FRAME, HOP = 1024, 256
 COEFFICIENTS = 20
 """Of the cepstrum: an envelope that resolves 1 kHz."""
@@ -54,3 +55,19 @@ def reshaped(x: Tensor, ratio: Tensor, contrast: Tensor) -> Tensor:
     out = torch.istft(bins * change, FRAME, HOP, window=window, length=x.shape[-1])
     level = x.square().sum(1, keepdim=True) / out.square().sum(1, keepdim=True).clamp_min(1e-20)
     return out * level.sqrt().clamp_max(10.0)
+
+
+def equalised(x: Tensor, knots: Tensor) -> Tensor:
+    """Signals (N, T) through smooth responses of zero phase.
+
+    Arguments:
+        x: the signals, with shape (N, T).
+        knots: of each response, in dB, evenly spaced on the mel scale, with shape (N, points).
+    """
+    f = torch.fft.rfftfreq(x.shape[-1], 1 / RATE, device=x.device)
+    mel = torch.log1p(f / 700)
+    place = (mel / mel[-1] * (knots.shape[1] - 1)).clamp_max(knots.shape[1] - 1 - 1e-4)
+    low = place.long()
+    part = place - low
+    db = knots[:, low] * (1 - part) + knots[:, low + 1] * part
+    return torch.fft.irfft(torch.fft.rfft(x) * 10 ** (db / 20), n=x.shape[-1])

@@ -187,7 +187,9 @@ class RegressorTask(SongTask):
             return item
         absent = rng.random() < s.absent
         gain = 0.0 if absent else OTHER_DB + OTHER_STD_DB * rng.normal()
-        plan = self.others.single_plan(rng, s.samples, gain, self.augmentation)
+        there = self.resident_others
+        parts = len(self.others.songs) if there is None else there.count()
+        plan = self.others.single_plan(rng, s.samples, parts, gain, self.augmentation)
         plan[:, GAIN] *= not absent
         if self.resident_others is not None:
             return item | {"other_plan": plan}

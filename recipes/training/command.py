@@ -47,7 +47,6 @@ _OPTIONS = [
         show_default=True,
         help="Hours of songs kept on the device, where the items are then made.",
     ),
-    click.option("--compile", "compiled", is_flag=True, help="Compile the network's backbone."),
     click.option("--save-minutes", default=4.0, show_default=True),
     click.option("--validate-minutes", default=12.0, show_default=True),
     click.option("--score-minutes", default=60.0, show_default=True),
@@ -60,7 +59,7 @@ _OPTIONS = [
     ),
 ]
 _NAMES = (
-    "precision", "devices", "device", "micro", "workers", "resident", "compiled", "save_minutes",
+    "precision", "devices", "device", "micro", "workers", "resident", "save_minutes",
     "validate_minutes", "score_minutes", "minutes", "fit",
 )  # fmt: skip
 
@@ -94,7 +93,7 @@ def train(
         with processes(options["device"]) as place:
             checkpoint = out / CHECKPOINT
             state = load_state(checkpoint) if checkpoint.exists() else None
-            names = ("precision", "micro", "workers", "resident", "compiled")
+            names = ("precision", "micro", "workers", "resident")
             runtime = Runtime(**{name: options[name] for name in names})
             trainer = Trainer(make(state), place, runtime)
             if state is None:

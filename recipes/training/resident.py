@@ -22,9 +22,8 @@ from recipes.prior.data import (
     START,
     StemCorpus,
 )
-from recipes.prior.timbre import reshaped
+from recipes.prior.timbre import RATE, equalised, reshaped
 
-RATE = 22050
 HALF = 16  # taps of the resampling filter on either side
 PHASES = 4096  # of it, between two samples: 70 dB
 
@@ -111,7 +110,7 @@ class ResidentSongs:
         longest = int(samples * float(speed.max())) + 2 * HALF + 2
         near = torch.arange(longest, device=self.device) - HALF + plans[:, START].long()[:, None]
         source = self._read(plans, row, near)
-        filters = sinc_filters(speed).to(self.device)  # (N, PHASES + 1, taps)
+        filters = sinc_filters(speed)  # (N, PHASES + 1, taps)
         out = torch.zeros(len(plans), samples, device=self.device)
         some = 8  # taps at a time: few kernels, and little memory
         for tap in range(0, 2 * HALF, some):
@@ -133,14 +132,3 @@ def sinc_filters(speed: Tensor) -> Tensor:
     window = torch.cos(torch.pi * distance / (2 * HALF)).clamp_min(0).square()
     filters = cutoff * torch.sinc(cutoff * distance) * window
     return (filters / filters.sum(2, keepdim=True)).float()
-
-
-def equalised(x: Tensor, knots: Tensor) -> Tensor:
-    """Signals (N, T) through the responses of `recipes.prior.data.equalise`, knots (N, points)."""
-    f = torch.fft.rfftfreq(x.shape[-1], 1 / RATE, device=x.device)
-    mel = torch.log1p(f / 700)
-    place = (mel / mel[-1] * (knots.shape[1] - 1)).clamp_max(knots.shape[1] - 1 - 1e-4)
-    low = place.long()
-    part = place - low
-    db = knots[:, low] * (1 - part) + knots[:, low + 1] * part
-    return torch.fft.irfft(torch.fft.rfft(x) * 10 ** (db / 20), n=x.shape[-1])

@@ -70,15 +70,14 @@ class Runtime:
             share of the batch. Smaller parts take less memory; gradients are added up.
         workers: data processes; 0 makes items in the process itself.
         resident: hours of songs kept in the device's memory, where the items are then made; 0
-            leaves both to the processor. The items are the same but for rounding.
-        compiled: whether the backbone is compiled (torch.compile).
+            leaves both to the processor. The items have the same random numbers, but a prior's
+            noise is the device's.
     """
 
     precision: str = "fp32"
     micro: int = 0
     workers: int = 0
     resident: float = 0.0
-    compiled: bool = False
 
 
 class Task(ABC):
@@ -221,9 +220,6 @@ class Trainer:
         torch.manual_seed(task.settings.seed)
         self.net = task.build().to(self.processes.device)
         self.average = copy.deepcopy(self.net).requires_grad_(False)
-        if self.runtime.compiled:
-            # Not what is around it: the STFT's complex numbers are left to the libraries.
-            getattr(self.net, "backbone", self.net).compile()
         self.optimiser = task.optimiser(self.net)
         self.step = 0
         self.seconds = 0.0  # of audio seen
