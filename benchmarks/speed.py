@@ -62,13 +62,20 @@ def matmul_rate(dtype: torch.dtype, device: torch.device, size: int = 1024) -> f
     return best
 
 
-def network_flops(separator: Separator) -> float:
-    """Products and sums of one network call on one window."""
-    settings = separator.song_settings
-    x = torch.zeros(1, len(separator.prior.stems), settings.window, device=separator.device)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        separator.models.network_call(x, torch.full((1,), 0.1, device=separator.device))
-    return float(counter.get_total_flops())
+def flops(separator: Separator, stats: dict[str, float]) -> float:
+    """Products and sums of the network calls of a run."""
+    models, window = separator.models, separator.song_settings.window
+    x = torch.zeros(1, len(separator.prior.stems), window, device=separator.device)
+
+    def of(call: Callable[[], Tensor]) -> float:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            call()
+        return float(counter.get_total_flops())
+
+    shared = stats["windows"] * separator.sampler.cost().shared
+    own = stats["calls"] - shared + stats["vjps"]
+    total = own * of(lambda: models.network_call(x, torch.full((1,), 0.1, device=x.device)))
+    return total + (shared * of(lambda: models.regressor_call(x)) if shared else 0)
 
 
 def write_song(path: Path, seconds: float, silence: tuple[float, float] | None = None) -> None:
@@ -171,22 +178,19 @@ def main(
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "song.wav"
         write_song(path, seconds)
-        shown = False
         for name in [q for q in qualities.split(",") if q]:
             separator = Separator(
                 device=device, precision=precision, batch=batch, **QUALITIES[name]
             )
             rate = matmul_rate(separator.dtype, separator.device)
-            if not shown:
-                click.echo(f"{models(separator)}; a song of {seconds:g} s")
-                shown = True
             wall, took, stats = timed(separator, path)
             calls, vjps = stats["calls"], stats["vjps"]
             share = f"{took / seconds:.2f} of processor time"
             cores = f" ({share})" if separator.device.type == "cpu" else ""
-            achieved = network_flops(separator) * (calls + vjps) / took / 1e9
+            achieved = flops(separator, stats) / took / 1e9
             line = (
-                f"{name}: {wall / seconds:.2f} x real time by the clock{cores}, {calls} calls "
+                f"{name} ({models(separator)}), {seconds:g} s of sound: "
+                f"{wall / seconds:.2f} x real time by the clock{cores}, {calls} calls "
                 f"({vjps} with a gradient), {achieved:.0f} GFLOP/s of {rate:.0f} "
                 f"({achieved / rate:.0%}), "
                 f"{str(separator.dtype).removeprefix('torch.')}, {torch.get_num_threads()} "

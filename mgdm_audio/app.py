@@ -72,9 +72,9 @@ class Studio:
         chosen = DEFAULTS["samples"] | {"preset": quality} if again else QUALITIES[quality]
         if self.regressor is None:
             chosen = {"method": ALONE[0], "preset": quality}
-        return Separator(
-            self.prior, device=self.device, regressor=self.regressor, **(chosen | self.options)
-        )
+        elif chosen.get("regressor") is None:
+            chosen = {**chosen, "regressor": self.regressor}
+        return Separator(self.prior, device=self.device, **(chosen | self.options))
 
     def separate(
         self, path: str | None, quality: str, seed: float, progress: Callable[[int, int], None]

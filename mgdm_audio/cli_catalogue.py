@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from mgdm_audio.manifest import Record
 
 TAKEN = (
-    "quality", "model", "method", "preset", "average", "warm_start", "warm_sigma", "independent",
-    "seams", "window", "overlap", "batch", "device", "precision", "stems", "drop", "sums",
-    "residual", "other", "other_level", "start", "duration", "container", "bits", "quiet",
+    "quality", "model", "regressor", "method", "preset", "average", "warm_start", "warm_sigma",
+    "independent", "seams", "window", "overlap", "batch", "device", "precision", "stems", "drop",
+    "sums", "residual", "other", "other_level", "start", "duration", "container", "bits", "quiet",
 )  # fmt: skip
 """Options of ``separate`` that mean the same here."""
 

@@ -40,7 +40,7 @@ ADDED = [
 """Options of ``separate``, in the order in which --help lists them."""
 
 _TAKEN = (
-    "files", "output", "model", "method", "preset", "quality", "average", "warm_start",
+    "files", "output", "model", "regressor", "method", "preset", "quality", "average", "warm_start",
     "warm_sigma", "seed", "window", "overlap", "batch", "device", "precision", "overwrite", "quiet",
 )  # fmt: skip
 """Options of ``separate`` that go with those."""
@@ -382,6 +382,8 @@ def _separator(request: Request, added: Added, draws: int) -> tuple[Any, float]:
     if task is not None and "average" in named:
         raise click.UsageError("--average goes with --report alone: what is drawn here is a sample")
     options = {"device": request.device, "precision": request.precision, "batch": request.batch}
+    if request.regressor is not None:
+        options["regressor"] = request.regressor
     make: Any = Separator
     if task is None:
         options |= with_quality(request).settings()
@@ -395,7 +397,8 @@ def _separator(request: Request, added: Added, draws: int) -> tuple[Any, float]:
     else:
         options |= request.settings() | {"average": 1}
     separator = make(request.model, **options)
-    measured = task == "samples" and not named and request.model is None
+    own = request.model is None and request.regressor is None
+    measured = task == "samples" and not named and own
     spread = SPREAD_OVER_ERROR if measured else 1.0
     if request.window is None and request.overlap is None:
         return separator, spread

@@ -41,6 +41,7 @@ class Request:
     output: Path
     filename: str
     model: str | None
+    regressor: str | None
     method: str
     preset: str
     quality: str | None
@@ -75,6 +76,8 @@ class Request:
     def settings(self) -> dict[str, Any]:
         """What decides the sampler: method, preset, samples averaged."""
         more: dict[str, Any] = {"independent": True} if self.independent else {}
+        if self.regressor is not None:
+            more["regressor"] = self.regressor
         if self.quality is not None:
             return {**QUALITIES[self.quality], **more}
         if self.warm_start is not None:
@@ -87,7 +90,7 @@ class Request:
             return self.model
         settings = self.settings()
         asked = samplers.get(settings["method"], settings["preset"]).needs
-        return "default" if "prior" in asked else "regressor"
+        return "default" if "prior" in asked else self.regressor or "regressor"
 
 
 def _template(ctx: click.Context, param: click.Parameter, value: str) -> str:
@@ -153,6 +156,9 @@ def _options(command: Any) -> Any:
                          "The default where none of these, nor a model, is named."),
             click.option("--model", help="Name or folder of the prior, or of the regressor for the "
                          "methods that ask nothing else. By default the shipped one."),
+            click.option("--regressor", metavar="NAME", help="Name or folder of the regressor "
+                         "that a quality or a warm start asks. By default the shipped one, and "
+                         f"{QUALITIES['best']['regressor']} for the quality best."),
             click.option("--method", type=click.Choice(samplers.names()), default="mgdm",
                          show_default=True, help="Posterior sampler."),
             click.option("--preset", default="default", show_default=True,
@@ -272,6 +278,8 @@ def check_options(request: Request) -> None:
             f"{', '.join(presets)}",
             param_hint="'--preset'",
         )
+    if request.regressor is not None:
+        _check_regressor(request)
     if request.independent:
         if "prior" not in samplers.get(request.method, request.preset).needs:
             message = f"--independent needs a prior, which {request.method} does not ask"
@@ -286,6 +294,27 @@ def check_options(request: Request) -> None:
         )
     if request.container == "flac" and request.bits not in (None, "16", "24"):
         raise click.BadParameter("flac has 16 or 24 bits", param_hint="'--bits'")
+
+
+def _check_regressor(request: Request) -> None:
+    """Refuses a regressor that nothing would ask."""
+    settings = with_quality(request).settings()
+    asked = samplers.get(settings["method"], settings["preset"]).needs
+    if request.model is not None and "prior" not in asked:
+        raise click.UsageError(
+            f"--model and --regressor are the same for {request.method}; give one of them"
+        )
+    if settings.get("warm_start") is not None:
+        first, _, preset = settings["warm_start"].partition(":")
+        try:
+            asked += samplers.get(first, preset or "fast").needs
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="'--warm-start'") from error
+    if "regressor" not in asked:
+        raise click.UsageError(
+            f"--regressor needs what asks one, and {request.method} does not: --quality, a warm "
+            "start, or --method regressor or gibbs"
+        )
 
 
 def output_names(request: Request) -> list[str]:

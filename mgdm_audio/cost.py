@@ -18,20 +18,21 @@ QUALITIES: dict[str, dict[str, Any]] = {
         "average": average,
         "warm_start": first,
         "warm_sigma": 0.03,
+        "regressor": regressor,
     }
-    for name, average, first in (
-        ("fast", 1, "regressor:paper"),
-        ("default", 2, "regressor"),
-        ("best", 2, "regressor:best"),
+    for name, average, first, regressor in (
+        ("fast", 1, "regressor:paper", None),
+        ("default", 2, "regressor", None),
+        ("best", 2, "regressor:best", "regressor-large"),
     )
 }
 """Points on the curve of quality against time: MGDM begun at a low noise level from the regressor's
 estimate, and the samples averaged. With the shipped models that is 2 network calls a sample, a
 twentieth of a run from noise, and several dB better: the regressor decides which instrument a sound
 is, where the prior alone is unsure (recipes/compare/results). It is asked once for all samples of a
-window, by "fast" at one speed (its preset ``paper``), by the others at three, and by "best" again
-with its own estimates. The lower the level, the less of its answer is lost: one sample had 4.82 dB
-from 0.03 and 4.42 from 0.3, where the regressor had 4.87."""
+window, by "fast" at one speed (its preset ``paper``), by the others at three, and by "best", which
+asks a larger one, again with its own estimates. The lower the level, the less of its answer is
+lost: one sample had 4.82 dB from 0.03 and 4.42 from 0.3, where the regressor had 4.87."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,12 @@ class Calibration:
     Attributes:
         call: without a gradient.
         vjp: with one.
+        shared: of a call that samples share: of the regressor.
     """
 
     call: float
     vjp: float
+    shared: float
 
 
 @dataclass(frozen=True)
@@ -75,19 +78,25 @@ def calibrate(separator: Separator) -> Calibration:
     sigma = torch.full((len(x),), 0.1, device=device)
     autocast = torch.autocast(device.type, torch.bfloat16, separator.dtype != torch.float32)
 
-    def seconds(gradient: bool, samples: int) -> float:
+    models = separator.models
+
+    def seconds(samples: int, gradient: bool = False, shared: bool = False) -> float:
         part = x[..., :samples].clone().requires_grad_(gradient)
         start = time.perf_counter()
         with autocast, torch.set_grad_enabled(gradient):
-            out = separator.models.network_call(part, sigma)
+            out = models.regressor_call(part) if shared else models.network_call(part, sigma)
             if gradient:
                 out = torch.autograd.grad(out.square().sum(), part)[0]
         float(out.flatten()[0])  # waits for the device
         return (time.perf_counter() - start) / len(part)
 
-    for gradient in (False, True):  # warms up what is compiled or cached at the first call
-        seconds(gradient, max(1, settings.window // 8))
-    return Calibration(seconds(False, settings.window), seconds(True, settings.window))
+    def warm(**kind: bool) -> float:
+        seconds(max(1, settings.window // 8), **kind)  # compiles or caches what the first call does
+        return seconds(settings.window, **kind)
+
+    call, vjp = warm(), warm(gradient=True)
+    beside = models.prior is not None and models.regressor is not None
+    return Calibration(call, vjp, warm(shared=True) if beside else call)
 
 
 def estimate(
@@ -102,9 +111,9 @@ def estimate(
     windows = len(plan.starts)
     vjps = windows * settings.average * cost.vjps
     # Samples of a window share what the regressor says of it.
-    calls = windows * (settings.average * (cost.calls - cost.shared) + cost.shared)
+    own, shared = windows * settings.average * (cost.calls - cost.shared), windows * cost.shared
     seconds = None
     if calibration is not None:
-        scale = min(1.0, length / settings.window)
-        seconds = scale * ((calls - vjps) * calibration.call + vjps * calibration.vjp)
-    return Estimate(windows, calls, vjps, seconds)
+        spent = (own - vjps) * calibration.call + vjps * calibration.vjp
+        seconds = min(1.0, length / settings.window) * (spent + shared * calibration.shared)
+    return Estimate(windows, own + shared, vjps, seconds)

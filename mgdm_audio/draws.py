@@ -9,7 +9,9 @@ from __future__ import annotations
 
 __all__ = ["Draws", "RecordedDraws", "SeededDraws"]
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import torch
@@ -65,6 +67,10 @@ class SeededDraws:
         self.device = torch.device(device)
         self.dtype = dtype
         self._generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        # A network on a GPU waits for these numbers, and the streams do not wait for each other. On
+        # a CPU the cores are the network's.
+        threads = min(len(seeds), os.cpu_count() or 1) if self.device.type != "cpu" else 1
+        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
     def normal(self, shape: tuple[int, ...], items: Sequence[int] | None = None) -> Tensor:
         """See `Draws.normal`. Raises ValueError if shape[0] is not the number of items."""
@@ -75,8 +81,9 @@ class SeededDraws:
                 "give as many seeds as batch items"
             )
         z = torch.empty(shape, dtype=self.dtype)
-        for row, generator in zip(z, chosen, strict=True):
-            row.normal_(generator=generator)
+        fill = map if self._pool is None else self._pool.map
+        for _ in fill(lambda row, generator: row.normal_(generator=generator), z, chosen):
+            pass
         return z.to(self.device)
 
     def integers(self, low: int | Tensor, high: int | Tensor) -> Tensor:

@@ -27,7 +27,7 @@ PATH_VARIABLE = "MGDM_AUDIO_PRETRAINED"
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
 
-_DTYPES = ("float16", "bfloat16", "float32")
+_DTYPES = ("int8", "float16", "bfloat16", "float32")
 _LISTED = 8  # names shown of a long list of keys
 
 
@@ -202,12 +202,17 @@ def _network(info: ModelInfo, device: str | torch.device) -> nn.Module:
     import torch
 
     from mgdm_audio import nn as networks
+    from mgdm_audio.eight_bits import decoded
 
     file = info.path / info.config["weights"]["file"]
     try:
         tensors = safetensors.torch.load(data)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise ModelError(f"{file} is not a safetensors file ({error})") from error
+    try:
+        tensors = decoded(tensors)
+    except ValueError as error:
+        raise ModelError(f"{file}: {error}; get the model again") from error
     network_config = info.config["network"]
     try:
         # A fresh network draws weights, which are replaced: the caller's generator must not move.
@@ -296,9 +301,10 @@ def save_model(
     Arguments:
         folder: created if absent.
         network: the denoiser; it is not changed. Parameters are stored as ``dtype``, buffers,
-            which hold measured scales, in float32.
+            which hold measured scales, in float32. "int8" is of the matrices and kernels
+            (:mod:`mgdm_audio.eight_bits`), and what else there is has float16.
         config: everything but ``format``, ``weights`` and ``parameters``, which are filled in.
-        dtype: "float16", "bfloat16" or "float32".
+        dtype: "int8", "float16", "bfloat16" or "float32".
 
     Returns:
         What the config says.
@@ -310,23 +316,27 @@ def save_model(
     import safetensors.torch
     import torch
 
+    from mgdm_audio.eight_bits import encoded
+
     if dtype not in _DTYPES:
         raise ValueError(f"unknown dtype '{dtype}'; weights are stored as {', '.join(_DTYPES)}")
     target = Path(folder)
     buffers = {name for name, _ in network.named_buffers()}
-    tensors = {}
+    other = getattr(torch, "float16" if dtype == "int8" else dtype)
+    tensors: dict[str, Tensor] = {}
     for key, value in network.state_dict().items():
         tensor = value.detach().to("cpu", copy=True)
         if tensor.is_floating_point():
-            tensor = tensor.to(torch.float32 if key in buffers else getattr(torch, dtype))
+            tensor = tensor.to(torch.float32 if key in buffers else other)
         if not tensor.isfinite().all():
             raise ModelError(
                 f"cannot save {target}: '{key}' is NaN, infinite, or too large for {dtype}"
             )
-        tensors[key] = tensor.contiguous()
+        coded = dtype == "int8" and key not in buffers and tensor.ndim > 1
+        tensors |= encoded(key, value.detach().cpu()) if coded else {key: tensor.contiguous()}
     data = safetensors.torch.save(tensors)
     full = {
-        "format": FORMAT,
+        "format": FORMAT if dtype == "int8" else 1,  # the first can be read by older versions too
         **config,
         "parameters": sum(p.numel() for p in network.parameters()),
         "weights": {

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-FORMAT = 1
-"""Version of the config's layout that this code reads and writes."""
+FORMAT = 2
+"""Newest layout of a model that this code reads and writes: since 2 weights may have eight bits."""
 
 CONFIG = "config.json"
 

@@ -61,15 +61,21 @@ class Models:
             sampler: see `Sampler.needs`.
             model: name, folder or loaded model: the prior, or the regressor of a sampler that
                 asks nothing else. By default the shipped one, `default` or `regressor`.
-            regressor: the same of the regressor beside a prior.
+            regressor: the same of the regressor; of no meaning to a sampler that asks none.
             device: where models that are loaded go.
 
         Raises:
-            ValueError: if there is no such model, it is of the other kind, or the sampler asks for
-                noise levels that the prior was not trained on.
+            ValueError: if there is no such model, it is of the other kind, two regressors are
+                given where one is asked, or the sampler asks for noise levels that the prior was
+                not trained on.
         """
         if "prior" not in sampler.needs:
-            return cls(None, _regressor("regressor" if model is None else model, device))
+            if model is not None and regressor is not None:
+                raise ValueError(
+                    f"sampler '{sampler.name}' asks one regressor: give model or regressor"
+                )
+            given = regressor if model is None else model
+            return cls(None, _regressor("regressor" if given is None else given, device))
         prior = _prior("default" if model is None else model, device)
         noise = sampler.noise_range()
         low, high = prior.sigma_min * (1 - 1e-9), prior.sigma_max * (1 + 1e-9)
@@ -123,8 +129,10 @@ class Models:
         Returns:
             (B, K, T).
         """
-        if self.prior is not None:
-            return self.prior.denoise(x, sigma)
+        return self.regressor_call(x) if self.prior is None else self.prior.denoise(x, sigma)
+
+    def regressor_call(self, x: Tensor) -> Tensor:
+        """One call of the regressor, about the sum of `x`, (B, K, T); the same for it."""
         nothing = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
         return self._regress()(x.sum(1, keepdim=True), x, nothing)
 

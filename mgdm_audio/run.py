@@ -227,6 +227,7 @@ def _dry_run(request: Request, separator: Separator, todo: Sequence[Task]) -> No
             click.echo(b"  " + os.fsencode(path))
     click.echo(
         f"{len(todo)} files, about {duration(total)} on {separator.device} "
-        f"({calibration.call:.2f} s a network call, {calibration.vjp:.2f} s with a gradient)"
+        f"({calibration.call:.2f} s a network call, {calibration.vjp:.2f} s with a gradient, "
+        f"{calibration.shared:.2f} s of the regressor)"
     )
     sys.stdout.flush()

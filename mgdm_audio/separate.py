@@ -154,7 +154,8 @@ class Separator:
         warm_sigma: that level, at the level of the prior's mixtures; required with `warm_start`.
         independent: take the stems as independent of each other: the product of the single-stem
             priors that the model holds in place of the joint one, at a network call for each stem.
-        regressor: name or folder of the regressor that a warm start asks, or a loaded one.
+        regressor: name or folder of the regressor that a method or its warm start asks, or a
+            loaded one; by default the shipped one.
         settings: sampler settings that replace those of the preset.
 
     Raises:

@@ -75,6 +75,15 @@ def test_the_device_notices_what_was_forgotten():
         assert y.grad.cpu().tolist() == [2, 2, 2]
 
 
+def test_noise_that_is_drawn_in_threads():
+    def work(device):
+        draws = SeededDraws([3, 4, 5], device)
+        shapes = [((3, 2, 4096), None), ((2, 7), [0, 2]), ((3, 5), None)]
+        return [draws.normal(shape, items).cpu().numpy() for shape, items in shapes]
+
+    same_on_both(work)
+
+
 @pytest.mark.parametrize("method", samplers.names())
 def test_methods(method, music):
     """Two windows, the second of which is told the end of the first where the method takes that."""

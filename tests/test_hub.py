@@ -353,8 +353,8 @@ def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
 
 
 def test_saving_refuses_what_loading_would(tmp_path: Path, network: Tiny) -> None:
-    with pytest.raises(ValueError, match="unknown dtype 'int8'"):
-        save_model(tmp_path / "m", network, CONFIG, "int8")
+    with pytest.raises(ValueError, match="unknown dtype 'int4'"):
+        save_model(tmp_path / "m", network, CONFIG, "int4")
     with pytest.raises(ModelError, match="'licence' is missing"):
         save_model(tmp_path / "m", network, {k: v for k, v in CONFIG.items() if k != "licence"})
     with torch.no_grad():

@@ -140,6 +140,8 @@ def test_small_noise_leaves_the_signal(net):
         ("RegressorMean", {"of": [PRIOR], "shares": [1]}, "not all"),
         ("RegressorMean", {"of": [PLAIN], "shares": [0.9]}, "add up to 1"),
         ("RegressorMean", {"of": [PLAIN], "shares": [0.5, 0.5]}, "1 networks and 2"),
+        ("RegressorMean", {"of": [PLAIN], "shares": [[1, 1, 1]]}, "a share is a number or 4"),
+        ("RegressorMean", {"of": [PLAIN], "shares": [[1, 1, 0.9, 1]]}, "add up to 1"),
         ("RegressorMean", {"of": [PLAIN, COARSE], "shares": [0.5, 0.5]}, "STFT windows"),
         ("RegressorMean", {"of": [PLAIN, WIDER], "shares": [0.5, 0.5]}, "kinds of mixes"),
     ],

@@ -16,7 +16,7 @@ from torch import nn
 
 from mgdm_audio import STEMS, Separator, hub, samplers
 from mgdm_audio.cli import cli
-from mgdm_audio.cost import estimate
+from mgdm_audio.cost import QUALITIES, Calibration, calibrate, estimate
 from mgdm_audio.denoise import CountingDenoiser, GaussianDenoiser
 from mgdm_audio.draws import SeededDraws
 from mgdm_audio.filters import LowPass
@@ -337,6 +337,21 @@ def test_samples_of_a_window_share_the_regressor_s_answer(prior, music):
     assert result.stats["calls"] == estimate(separator, music.shape[1], 22050).calls == calls
 
 
+def test_the_time_of_a_regressor_is_its_own(prior, music):
+    options = {"warm_start": "regressor", "warm_sigma": 0.3, "regressor": make_regressor()}
+    cheap = {"sigma_max": 0.3, "steps": 5, "repetitions": 1, "gradient_steps": ((0, 1),)}
+    separator = Separator(prior, average=2, **options, **cheap)
+    found = estimate(
+        separator, music.shape[1], 22050, Calibration(call=1.0, vjp=10.0, shared=100.0)
+    )
+    cost = separator.sampler.cost()
+    own, scale = cost.calls - cost.vjps - 3, music.shape[1] / separator.song_settings.window
+    assert scale < 1
+    assert found.seconds == pytest.approx(scale * (2 * (own + 10 * cost.vjps) + 3 * 100))
+    alone = calibrate(Separator(make_regressor(), "regressor"))
+    assert alone.shared == alone.call > 0
+
+
 def test_regressor_is_brought_to_the_prior_s_level(prior):
     """A network that answers at its own level alone."""
     seen = []
@@ -360,6 +375,7 @@ def test_regressor_is_brought_to_the_prior_s_level(prior):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda p, r: Separator(r, "gibbs", regressor=r), "asks one regressor: give model or"),
         (lambda p, r: Separator(p, "regressor"), "'bands' is a prior, and a regressor is wanted"),
         (lambda p, r: Separator(p, "gibbs"), "'bands' is a prior"),
         (lambda p, r: Separator(r, "mgdm"), "is a regressor, and a prior is wanted"),
@@ -438,9 +454,58 @@ def test_command_line_begins_with_a_regressor(tmp_path, monkeypatch, prior, musi
 
 
 @pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--quality", "fast"),
+        ("--quality", "best"),
+        ("--method", "regressor"),
+        ("--warm-start", "gibbs", "--warm-sigma", "0.3"),
+        ("--samples", "2"),
+        ("--report",),
+    ],
+)
+def test_the_regressor_that_is_named_is_asked(tmp_path, monkeypatch, prior, music, options):
+    """And only it; what it would give is not waited for."""
+    names = []
+
+    def load(name, device="cpu"):
+        names.append(name)
+        raise hub.ModelError("that is enough")
+
+    monkeypatch.setattr(hub, "load", lambda name, device="cpu": prior)
+    monkeypatch.setattr(hub, "load_regressor", load)
+    song = tmp_path / "song.wav"
+    sf.write(song, music.sum(0), 22050)
+    result = _run("separate", song, "-o", tmp_path / "out", "--regressor", "mine", *options)
+    assert "that is enough" in result.output
+    assert names == ["mine"]
+
+
+def test_the_quality_best_asks_the_larger_regressor():
+    assert [QUALITIES[name]["regressor"] for name in ("fast", "default")] == [None, None]
+    separator = Separator(**QUALITIES["best"])
+    assert separator.models.regressor.name == QUALITIES["best"]["regressor"] == "regressor-large"
+    assert separator.describe()["regressor"] == "regressor-large"
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         (("--warm-start", "regressor"), "go together"),
+        (("--regressor", "regressor", "--method", "dps"), "--regressor needs what asks one"),
+        (
+            ("--regressor", "regressor", "--warm-start", "ddnm", "--warm-sigma", "0.1"),
+            "--regressor needs what asks one, and mgdm does not",
+        ),
+        (
+            ("--regressor", "regressor", "--model", "regressor", "--method", "gibbs"),
+            "--model and --regressor are the same for gibbs",
+        ),
+        (
+            ("--regressor", "regressor", "--warm-start", "magic", "--warm-sigma", "0.1"),
+            "unknown sampler 'magic'",
+        ),
         (("--warm-sigma", "0.1"), "go together"),
         (("--quality", "fast", "--warm-start", "ddnm"), "--quality decides --warm-start"),
         (("--warm-start", "magic", "--warm-sigma", "0.1"), "unknown sampler 'magic'"),

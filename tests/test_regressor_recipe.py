@@ -342,12 +342,32 @@ def test_several_networks_make_one_model_and_come_apart_again(corpus, tmp_path):
     clean, known = map(batch_of(run).get, ("clean", "known"))
     mix = clean.sum(1, keepdim=True)
     answer = both.regress(mix, clean, known)
-    expected = 0.25 * one.regress(mix, clean, known) + 0.75 * two.regress(mix, clean, known)
+    one_alone = one.regress(mix, clean, known)
+    expected = 0.25 * one_alone + 0.75 * two.regress(mix, clean, known)
     assert torch.allclose(answer, expected, atol=1e-6)
     assert torch.allclose(answer.sum(1), mix[:, 0], atol=1e-5)
     assert torch.equal(answer[known], clean[known])
     crop = corpus.stems(0)[:, :8192] / np.float32(32768)
     assert np.isfinite(validate(both.regress, crop[None])["none"]).all()
+
+    # A share for each stem: what the means leave of the mix goes to the stems that are not given.
+    of = (
+        "--of",
+        tmp_path / "one",
+        "0.25,0.25,1,0.25",
+        "--of",
+        tmp_path / "two",
+        "0.75,0.75,0,0.75",
+    )
+    assert call(tmp_path / "by-stem", *of, "--dtype", "int8").exit_code == 0
+    by_stem = hub.load_regressor(tmp_path / "by-stem")
+    assert by_stem.info.config["weights"]["dtype"] == "int8"
+    answer = by_stem.regress(mix, clean, known)
+    assert torch.allclose(answer.sum(1), mix[:, 0], atol=1e-5)
+    assert torch.equal(answer[known], clean[known])
+    exact = torch.where(torch.tensor([0, 0, 1, 0])[:, None] > 0, one_alone, expected)
+    rest = (mix[:, 0] - exact.sum(1)).norm()
+    assert 0 < (answer - exact).norm() < 1.5 * rest
 
     with pytest.raises(ClickException, match="take it apart"):
         load_model(str(tmp_path / "both"))
@@ -363,6 +383,7 @@ def test_several_networks_make_one_model_and_come_apart_again(corpus, tmp_path):
         ((tmp_path / "x", "--parts-of", tmp_path / "one"), "one network already"),
         ((tmp_path / "x", "--of", tmp_path / "one", 0.5, "--of", tmp_path / "two", 0.4), "add up"),
         ((tmp_path / "x", "--of", tmp_path / "both", 1), "apart first"),
+        ((tmp_path / "x", "--of", tmp_path / "one", "half"), "'half' is no number"),
     ):
         result = call(*arguments)
         assert result.exit_code != 0

@@ -55,7 +55,8 @@ def build(class_name: str, args: dict[str, Any]) -> nn.Module:
             ``UNet1dStack``: ``{"backbone": {...}, "edm": {...}}``, of
             :class:`~mgdm_audio.nn.unet1d.UNet1d` and
             :class:`~mgdm_audio.nn.waveform.WaveformDenoiser`, and for a stack ``"stems"``. For
-            ``RegressorMean``: ``{"of": [{"class": ..., "args": ...}, ...], "shares": [...]}``.
+            ``RegressorMean``: ``{"of": [{"class": ..., "args": ...}, ...], "shares": [...]}``, a
+            share being a number or a list of one for each stem.
 
     Raises:
         ValueError: for an unknown class or arguments that it does not take.
@@ -83,7 +84,7 @@ def build(class_name: str, args: dict[str, Any]) -> nn.Module:
         raise ValueError(f"{class_name} does not take these arguments: {error}") from error
 
 
-def _mean(of: list[dict[str, Any]], shares: list[float]) -> RegressorMean:
+def _mean(of: list[dict[str, Any]], shares: list[float | list[float]]) -> RegressorMean:
     networks = [build(part["class"], part["args"]) for part in of]
     regressors = [net for net in networks if isinstance(net, SpectralRegressor)]
     if len(regressors) < len(networks):

@@ -31,6 +31,7 @@ from mgdm_audio import Separator, __version__, hub, samplers
 from mgdm_audio.engine import Engine, LocalEngine
 from mgdm_audio.evaluate import evaluate_track
 from mgdm_audio.recording import in_memory
+from mgdm_audio.separate import resolve_device
 from mgdm_audio.song import Song
 from mgdm_audio.store import MemoryStore
 from recipes.compare.clips import Clip
@@ -170,6 +171,8 @@ class Bench:
         self.ledger = ledger or Ledger()
         self.engine: Engine = engine or LocalEngine()
         self.regressor = regressor
+        self._regressors: dict[str, hub.Regressor] = {}
+        self.device = resolve_device(device)
         self.options = {"device": device, "precision": precision, "batch": batch}
         self._fingerprints: dict[str, str] = {}
 
@@ -183,8 +186,12 @@ class Bench:
         options: dict[str, Any] = {**self.options, "regressor": self.regressor, **entry.settings}
         if batch is not None:
             options["batch"] = batch
-        asks_prior = "prior" in samplers.get(entry.method).needs
-        model = self.prior if asks_prior else self.regressor
+        name = options["regressor"]
+        if isinstance(name, str):
+            if name not in self._regressors:
+                self._regressors[name] = hub.load_regressor(name, self.device)
+            options["regressor"] = self._regressors[name]
+        model = self.prior if "prior" in samplers.get(entry.method).needs else None
         return Separator(model, entry.method, entry.preset, average=average, **options)
 
     def possible(self, entries: Iterable[Entry]) -> list[Entry]:

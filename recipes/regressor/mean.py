@@ -2,12 +2,14 @@
 such a model apart, to train its networks on.
 
     python recipes/regressor/mean.py pretrained/regressor --of work/one 0.6 --of work/other 0.4
+    python recipes/regressor/mean.py work/mean --of work/one 1,1,0.4,1 --of work/other 0,0,0.6,0
     python recipes/regressor/mean.py work/parts --parts-of regressor
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,14 @@ from mgdm_audio.nn import RegressorMean, SpectralRegressor
 SUMMARY = "Regressor of bass, drums, guitar and piano from their mix: the mean of {} networks"
 
 
-def join(folder: Path, models: list[hub.Regressor], shares: list[float]) -> ModelInfo:
-    """Writes the mean of some regressors as a model called like its folder, without a card.
+def join(
+    folder: Path,
+    models: list[hub.Regressor],
+    shares: Sequence[float | list[float]],
+    dtype: str = "float16",
+) -> ModelInfo:
+    """Writes the mean of some regressors as a model called like its folder, without a card; `dtype`
+    is that of the weights, see `save_model`.
 
     Raises:
         ValueError: if the networks do not go together, see `RegressorMean`, or one of them is a
@@ -40,13 +48,13 @@ def join(folder: Path, models: list[hub.Regressor], shares: list[float]) -> Mode
         "summary": SUMMARY.format(len(models)),
         "network": {
             "class": "RegressorMean",
-            "args": {"of": [m.info.config["network"] for m in models], "shares": shares},
+            "args": {"of": [m.info.config["network"] for m in models], "shares": [*shares]},
         },
         **{key: first[key] for key in ("sample_rate", "stems", "level", "licence")},
         "score": {},
         "training": {"of": [_training(model) for model in models]},
     }
-    return save_model(folder, RegressorMean(plain, shares), config)
+    return save_model(folder, RegressorMean(plain, shares), config, dtype)
 
 
 def part(model: hub.Regressor, number: int, folder: Path) -> ModelInfo:
@@ -69,11 +77,33 @@ def _training(model: hub.Regressor) -> dict[str, Any]:
     return {**model.info.config.get("training", {}), "sha256": model.sha256}
 
 
+def _share(text: str) -> float | list[float]:
+    """A number, or one for each stem, joined by commas."""
+    try:
+        numbers = [float(number) for number in text.split(",")]
+    except ValueError as error:
+        raise click.BadParameter(f"'{text}' is no number, nor numbers joined by commas") from error
+    return numbers if len(numbers) > 1 else numbers[0]
+
+
 @click.command(help=__doc__)
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--of", type=(str, click.FloatRange(0, 1)), multiple=True, metavar="MODEL SHARE")
+@click.option(
+    "--of",
+    type=(str, str),
+    multiple=True,
+    metavar="MODEL SHARE",
+    help="SHARE is a number, or one for each stem, joined by commas.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float16", "int8"]),
+    default="float16",
+    show_default=True,
+    help="Of the weights.",
+)
 @click.option("--parts-of", help="A model that is a mean: its networks go to this folder.")
-def main(folder: Path, of: tuple[tuple[str, float], ...], parts_of: str | None) -> None:
+def main(folder: Path, of: tuple[tuple[str, str], ...], dtype: str, parts_of: str | None) -> None:
     if bool(of) == bool(parts_of):
         raise click.UsageError("give either --of, twice or more, or --parts-of")
     if parts_of:
@@ -84,7 +114,7 @@ def main(folder: Path, of: tuple[tuple[str, float], ...], parts_of: str | None) 
     else:
         models = [hub.load_regressor(name) for name, _ in of]
         try:
-            infos = [join(folder, models, [share for _, share in of])]
+            infos = [join(folder, models, [_share(share) for _, share in of], dtype)]
         except ValueError as error:
             raise click.ClickException(str(error)) from error
     for info in infos:
