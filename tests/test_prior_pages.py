@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from mgdm_audio import STEMS
 from mgdm_audio.nn import SpectralDenoiser
-from recipes.prior import compute, even_split, levels, samples
+from recipes.prior import compute, even_split, levels, louder, samples
 from recipes.training.log import LEVELS, level_name
 
 
@@ -84,6 +84,40 @@ def test_alone_a_stem_is_told_nothing_by_the_others():
     assert all(j > n for j, n in zip(joint, nothing, strict=True))
     # Alone nothing is added; the noise drawn is the same.
     assert single == pytest.approx(nothing, rel=1e-4)
+
+
+def test_a_bound_on_what_is_louder_than_it_was():
+    """Bins that are louder than the stem on average keep their level, quiet ones may rise to it."""
+
+    class Loud(SpectralDenoiser):
+        def forward(self, x, sigma):
+            return 30 * x.flip(-1)
+
+    net = Loud(torch.nn.Identity(), n_fft=256)
+    net.sigma_data.fill_(0.01)
+    x = torch.randn(1, 4, 8192, generator=torch.Generator().manual_seed(0))
+    x[:, 0] *= 1e-5
+    x[:, 1] *= 1e-3
+    found = louder.bounded(net)(x, torch.tensor([0.1]))
+    rms = found.square().mean(-1).sqrt()[0]
+    # No signal has all of its bins at the bound: their sizes vary.
+    assert rms[0] == pytest.approx(30e-5, rel=0.02)
+    assert 0.005 < rms[1] < 0.01
+    assert ((rms[2:] > 0.5) & (rms[2:] < 1)).all()
+    quiet = torch.full((1, 4, 8192), 1e-6)
+    same = louder.bounded(SpectralDenoiser(Zeros(), n_fft=256))(quiet, torch.tensor([0.1]))
+    expected = SpectralDenoiser(Zeros(), n_fft=256)(quiet, torch.tensor([0.1]))
+    assert torch.allclose(same, expected, atol=1e-9)
+
+
+def test_a_denoiser_that_knows_the_stems_finds_the_noise_and_no_more():
+    generator = torch.Generator().manual_seed(0)
+    stems = 0.1 * torch.randn(1, 4, 4096, generator=generator)
+    row, estimate = louder.run(lambda x, sigma: stems, stems, 40)
+    noise, upper = row[: len(louder.SHOWN)], row[len(louder.SHOWN) :]
+    assert noise == pytest.approx([1.0] * len(noise), abs=0.02)
+    assert upper == pytest.approx([0.0] * len(upper), abs=1e-4)
+    assert torch.allclose(estimate, stems, atol=1e-5)
 
 
 class Zeros(torch.nn.Module):
