@@ -253,7 +253,7 @@ class _Call:
             for stems, mix in song.output():
                 yield stems.numpy(), mix.numpy()
 
-        warnings = list(song.warnings)
+        more: list[str] = []
         subtype = opened.subtype
         for attempt in (subtype, "FLOAT"):
             try:
@@ -262,7 +262,7 @@ class _Call:
                         temporary[: len(paths)], groups, blocks(), rate, channels, song.frames,
                         attempt, options.container,
                     )  # fmt: skip
-                    report = self._report(opened, song, attempt, warnings)
+                    report = self._report(opened, song, attempt, more)
                     if task.report is not None:
                         text = json.dumps(report, indent=2, allow_nan=False)
                         temporary[-1].write_text(text + "\n")
@@ -273,14 +273,14 @@ class _Call:
                         f"{task.source}: a stem exceeds full scale, which FLAC cannot hold; run "
                         "again with --format wav --resume"
                     ) from None
-                warnings.append(
+                more.append(
                     f"{task.source}: a stem exceeds full scale, which {subtype} cannot hold; its "
                     "files are written as FLOAT"
                 )
         raise AssertionError("floats have no range to leave")
 
     def _report(
-        self, opened: _Opened, song: Song, subtype: str, warnings: Sequence[str]
+        self, opened: _Opened, song: Song, subtype: str, more: Sequence[str]
     ) -> dict[str, Any]:
         residual = song.residual_db
         return {
@@ -297,7 +297,7 @@ class _Call:
             "settings": self.separator.describe(),
             "stats": stats(song, time.monotonic() - opened.began),
             "versions": versions(),
-            "warnings": list(warnings),
+            "warnings": [*song.warnings, *more],
         }
 
 

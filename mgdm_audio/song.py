@@ -173,14 +173,20 @@ class Song:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What a user should know about the recording, in sentences."""
-        if not self.heard.cancels:
-            return self.source.warnings
-        return (
-            *self.source.warnings,
-            "the channels cancel in their mean, which is all that the prior hears: the stems are "
-            "shares of the input, not a separation",
-        )
+        """What a user should know about the recording and its stems (after `output`)."""
+        found = [*self.source.warnings]
+        if self.heard.cancels:
+            found.append(
+                "the channels cancel in their mean, which is all that the prior hears: the stems "
+                "are shares of the input, not a separation"
+            )
+        if self.residual_db > 0:
+            found.append(
+                f"what was drawn misses the mix by {self.residual_db:.0f} dB more than the mix is "
+                "loud: the sampler did not come to an end with these settings; take another "
+                "preset, more steps, or another method"
+            )
+        return tuple(found)
 
     @property
     def windows(self) -> int:

@@ -11,6 +11,7 @@ import torch
 
 from mgdm_audio import STEMS, Separator, song
 from mgdm_audio.audio import AudioError, resample
+from mgdm_audio.files import Options, Task, separate_files
 from mgdm_audio.metrics import si_sdr_improvement
 from mgdm_audio.recording import ArraySource
 from mgdm_audio.samplers.mgdm import MGDM
@@ -65,6 +66,28 @@ def test_channels_that_cancel_are_reported(separator, music):
     assert "cancel" in result.warnings[0]
     assert np.abs(sum(result.stems.values()) - np.stack([mix, -mix])).max() < 1e-6
     assert separator.separate(np.stack([mix, mix]), 44100, seed=0).warnings == ()
+
+
+def test_stems_that_miss_the_mix_are_reported(prior, music, tmp_path):
+    """By a sampler whose prior answers with a constant, a hundred times as loud as the mix."""
+
+    class Constant(torch.nn.Module):
+        def forward(self, x, sigma):
+            return torch.full_like(x, 10.0) + 0 * x
+
+    wrong = dataclasses.replace(prior, denoise=Constant())
+    mix = music.sum(0)[:20000]
+    result = Separator(wrong, "dps", "fast", window=16384, overlap=4096).separate(
+        mix, 22050, seed=0
+    )
+    assert result.residual_db > 0
+    assert "misses the mix" in result.warnings[-1]
+    assert np.abs(sum(result.stems.values()) - mix).max() < 1e-5
+    sf.write(tmp_path / "mix.wav", mix, 22050, subtype="FLOAT")
+    task = Task(tmp_path / "mix.wav", {n: tmp_path / f"{n}.wav" for n in STEMS}, tmp_path / "work")
+    separator = Separator(wrong, "dps", "fast", window=16384, overlap=4096)
+    (written,) = separate_files(separator, [task], Options(seed=0))
+    assert any("misses the mix" in warning for warning in written.report["warnings"])
 
 
 def test_upper_band_is_kept(separator, music):
