@@ -36,6 +36,10 @@ from mgdm_audio.windows import WindowPlan, window_seed
 
 SEAMS = ("condition", "fade")
 
+MISSED = 3.0
+"""Residual in dB above which a sampler has gone astray. A mix unlike all music leaves one of about
+0: its stems are silent."""
+
 MULTIPLE = 2048
 """A recording shorter than a window is padded to a multiple of this."""
 
@@ -180,7 +184,7 @@ class Song:
                 "the channels cancel in their mean, which is all that the prior hears: the stems "
                 "are shares of the input, not a separation"
             )
-        if self.residual_db > 0:
+        if self.residual_db > MISSED:
             found.append(
                 f"what was drawn misses the mix by {self.residual_db:.0f} dB more than the mix is "
                 "loud: the sampler did not come to an end with these settings; take another "
