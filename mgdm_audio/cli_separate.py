@@ -157,8 +157,8 @@ def _options(command: Any) -> Any:
             click.option("--model", help="Name or folder of the prior, or of the regressor for the "
                          "methods that ask nothing else. By default the shipped one."),
             click.option("--regressor", metavar="NAME", help="Name or folder of the regressor "
-                         "that a quality or a warm start asks. By default the shipped one, and "
-                         f"{QUALITIES['best']['regressor']} for the quality best."),
+                         "that a quality, a warm start, regressor or gibbs asks. By default "
+                         f"regressor, and {QUALITIES['best']['regressor']} for the quality best."),
             click.option("--method", type=click.Choice(samplers.names()), default="mgdm",
                          show_default=True, help="Posterior sampler."),
             click.option("--preset", default="default", show_default=True,

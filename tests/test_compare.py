@@ -131,6 +131,27 @@ def test_regressors_and_warm_starts(bench, corpus, prior, tmp_path):
         assert "regressor" in said[0]
 
 
+def test_an_entry_names_its_regressor(bench, regressor, monkeypatch):
+    other = dataclasses.replace(regressor.info, name="other", sha256="3" * 64)
+    asked = []
+
+    def load(name, device):
+        asked.append(name)
+        return hub.Regressor(regressor.regress, other)
+
+    monkeypatch.setattr(hub, "load_regressor", load)
+    start = {"warm_start": "regressor", "warm_sigma": 0.3}
+    plain, named = (
+        Entry("ddnm", "fast", start),
+        Entry("ddnm", "fast", {**start, "regressor": "other"}),
+    )
+    alone = Entry("regressor", "fast", {"regressor": "other"})
+    assert bench.describe(plain)["regressor"] == "2" * 64
+    assert bench.describe(named)["regressor"] == bench.describe(alone)["model"] == "3" * 64
+    assert bench.fingerprint(plain) != bench.fingerprint(named)
+    assert asked == ["other"]
+
+
 def test_shares_are_disjoint_and_complete(bench, corpus):
     listed = clips(corpus / "valid", TINY)
     jobs = [(CHEAP, clip, s) for s in range(2) for clip in listed]
