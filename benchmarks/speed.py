@@ -64,7 +64,8 @@ def matmul_rate(dtype: torch.dtype, device: torch.device, size: int = 1024) -> f
 
 def flops(separator: Separator, stats: dict[str, float]) -> float:
     """Products and sums of the network calls of a run."""
-    models, window = separator.models, separator.song_settings.window
+    models, settings = separator.models, separator.song_settings
+    cost, window = separator.sampler.cost(), settings.window
     x = torch.zeros(1, len(separator.prior.stems), window, device=separator.device)
 
     def of(call: Callable[[], Tensor]) -> float:
@@ -72,10 +73,13 @@ def flops(separator: Separator, stats: dict[str, float]) -> float:
             call()
         return float(counter.get_total_flops())
 
-    shared = stats["windows"] * separator.sampler.cost().shared
-    own = stats["calls"] - shared + stats["vjps"]
-    total = own * of(lambda: models.network_call(x, torch.full((1,), 0.1, device=x.device)))
-    return total + (shared * of(lambda: models.regressor_call(x)) if shared else 0)
+    asked = stats["windows"] * (cost.shared + settings.average * (cost.regressor - cost.shared))
+    total = 0.0
+    if (prior := models.prior) is not None:
+        sigma = torch.full((1,), 0.1, device=x.device)
+        own = stats["calls"] - asked + stats["vjps"]
+        total += own * of(lambda: prior.denoise(x, sigma))
+    return total + (asked * of(lambda: models.regressor_call(x)) if asked else 0)
 
 
 def write_song(path: Path, seconds: float, silence: tuple[float, float] | None = None) -> None:

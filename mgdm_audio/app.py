@@ -54,7 +54,8 @@ class Studio:
 
     def __init__(self, model: str | hub.Prior | None, device: str, **options: Any) -> None:
         self.device, self.options = device, options
-        first = Separator(device=device) if model is None else Separator(model, *ALONE)
+        named = () if model is None else (model, *ALONE)
+        first = Separator(*named, device=device)
         if not isinstance(first.prior, hub.Prior):
             raise ValueError(f"model '{first.prior.name}' is not a prior")
         self.prior, self.regressor = first.prior, first.models.regressor
@@ -91,8 +92,9 @@ class Studio:
         seeds = dict.fromkeys(stems, int(seed))
         facts = {"residual before the stems were made to add up": f"{result.residual_db:.1f} dB"}
         return self._written(
-            Path(path).name, mix, stems, recording.sample_rate, seeds, result.settings, facts
-        )
+            Path(path).name, mix, stems, recording.sample_rate, seeds, result.settings, facts,
+            (*recording.warnings, *result.warnings),
+        )  # fmt: skip
 
     def redraw(
         self,
@@ -121,8 +123,9 @@ class Studio:
         stems = result.draws[0]
         seeds = state["seeds"] | {stem: int(seed), partner: int(seed)}
         return self._written(
-            state["title"], state["mix"], stems, state["rate"], seeds, result.settings, {}
-        )
+            state["title"], state["mix"], stems, state["rate"], seeds, result.settings, {},
+            result.warnings,
+        )  # fmt: skip
 
     @staticmethod
     def partner(stems: dict[str, np.ndarray[Any, Any]], stem: str) -> str:
@@ -147,6 +150,7 @@ class Studio:
         seeds: dict[str, int],
         settings: dict[str, Any],
         facts: dict[str, Any],
+        warnings: tuple[str, ...],
     ) -> dict[str, Any]:
         self.takes += 1
         folder = self.folder / f"take-{self.takes:03d}"
@@ -157,11 +161,13 @@ class Studio:
             sf.write(files[name], np.atleast_2d(x).T, rate, "FLOAT")
         archive = shutil.make_archive(str(folder), "zip", folder)
         html = folder / "report.html"
-        text = page(title, mix, stems, rate, {"seeds": seeds, **settings}, facts=facts)
+        text = page(
+            title, mix, stems, rate, {"seeds": seeds, **settings}, facts=facts, warnings=warnings
+        )
         html.write_text(text, encoding="utf-8")
         return {
             "title": title, "mix": mix, "stems": stems, "rate": rate, "seeds": seeds,
-            "files": files, "archive": archive, "page": str(html),
+            "files": files, "archive": archive, "page": str(html), "warnings": warnings,
         }  # fmt: skip
 
 
@@ -183,7 +189,7 @@ def build(model: str | hub.Prior | None = None, device: str = "auto", **options:
         seeds = ", ".join(f"{name} {seed}" for name, seed in state["seeds"].items())
         return [
             state,
-            f"Done. Seeds: {seeds}.",
+            " ".join([f"Done. Seeds: {seeds}.", *(f"Warning: {w}." for w in state["warnings"])]),
             *(state["files"][name] for name in names),
             [state["archive"], state["page"]],
         ]

@@ -11,7 +11,7 @@ __all__ = ["Catalogue", "Files", "Summary", "plan", "run"]
 
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -99,6 +99,7 @@ def plan(
     files: Files,
     group: int = 1,
     build: Callable[..., Separator] | None = None,
+    keep: Collection[str] = (),
 ) -> Catalogue:
     """What is to do for songs.
 
@@ -110,6 +111,8 @@ def plan(
         files: what is written of each song.
         group: songs that go to a worker together, whose windows fill its batches.
         build: makes a separator.
+        keep: names of options that were chosen on their own: the quality or method of a song does
+            not replace them.
 
     Raises:
         ValueError: for settings that a separator refuses, and songs that ask for what cannot be.
@@ -123,7 +126,7 @@ def plan(
     runs: list[Run] = []
     done = 0
     for members in kinds.values():
-        run = _run(output, _changed(options, members[0]), files, build)
+        run = _run(output, _changed(options, members[0], keep), files, build)
         if run in runs:
             raise ValueError(
                 f"{members[0].path}: its settings {dict(members[0].settings)} come to those of "
@@ -185,7 +188,9 @@ def run(
     return summary
 
 
-def _changed(options: Mapping[str, Any], song: CatalogueSong) -> dict[str, Any]:
+def _changed(
+    options: Mapping[str, Any], song: CatalogueSong, keep: Collection[str]
+) -> dict[str, Any]:
     """The options of a run with what a song says instead."""
     own = dict(song.settings)
     if fixed := [name for name in own if name in FIXED]:
@@ -195,9 +200,9 @@ def _changed(options: Mapping[str, Any], song: CatalogueSong) -> dict[str, Any]:
             raise ValueError(
                 f"{song.path}: unknown quality '{quality}'; there are {', '.join(QUALITIES)}"
             )
-        own = {**QUALITIES[quality], **own}
+        own = {**{n: v for n, v in QUALITIES[quality].items() if n not in keep}, **own}
     # A method stands for all that goes with it: a warm start belongs to the one that is replaced.
-    decided = next(iter(QUALITIES.values())) if "method" in own else {}
+    decided = {*next(iter(QUALITIES.values()))} - {*keep} if "method" in own else set()
     kept = {name: value for name, value in options.items() if name not in decided}
     return {**kept, **own}
 

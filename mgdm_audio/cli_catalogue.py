@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mgdm_audio import arguments
-from mgdm_audio.cli_separate import Request, check_options, output_names, separate, with_quality
+from mgdm_audio.cli_separate import (
+    Request,
+    check_options,
+    check_regressor,
+    output_names,
+    separate,
+    with_quality,
+)
 from mgdm_audio.terminal import Line, duration, error_line, printable
 
 if TYPE_CHECKING:
@@ -95,6 +102,7 @@ def _request(options: dict[str, Any]) -> Request:
     values: dict[str, Any] = {str(n): v for n, v in defaults.items() if n in known}
     request = Request(**(values | {"files": (), "seed": None, **options}))
     check_options(request)
+    check_regressor(request)
     return with_quality(request)
 
 
@@ -118,8 +126,9 @@ def _run(asked: Asked, request: Request) -> int:
         request.container, request.bits,
     )  # fmt: skip
     todo = catalogue.plan(
-        songs, asked.output, options, files, asked.group or (batch if gpus else 1)
-    )
+        songs, asked.output, options, files, asked.group or (batch if gpus else 1),
+        keep=() if request.regressor is None else ("regressor",),
+    )  # fmt: skip
     if not request.quiet or asked.dry_run:
         click.echo(f"{len(songs)} songs, {todo.done} done, {todo.songs} to do", err=True)
     code = 0

@@ -94,7 +94,7 @@ def run_added(request: Request, added: Added) -> int:
             continue
         progress = Progress(file.name, request.quiet)
         try:
-            written = _separate(
+            written, warnings = _separate(
                 separator, measured, file, folder, seeds, known, also, added, progress
             )
         except (ValueError, OSError, ArithmeticError, RuntimeError, MemoryError) as error:
@@ -103,6 +103,8 @@ def run_added(request: Request, added: Added) -> int:
             continue
         finally:
             progress.close()
+        for warning in warnings:
+            click.echo(printable(f"warning: {warning}"), err=True)
         for path in written:
             click.echo(printable(path))
     return 1 if failed else 0
@@ -118,7 +120,8 @@ def _separate(
     also: list[tuple[Path, list[float]]],
     added: Added,
     progress: Progress,
-) -> list[Path]:
+) -> tuple[list[Path], list[str]]:
+    """What was written, and what the user should know of it."""
     import numpy as np
 
     from mgdm_audio import audio, write
@@ -128,21 +131,24 @@ def _separate(
     recording = audio.read(file)
     mix, rate = recording.samples.astype(np.float32), recording.sample_rate
     facts: dict[str, Any] = {}
+    found: tuple[str, ...] = ()
     if added.redo is not None and added.stems_from is not None:
         start, stop = arguments.interval(added.redo)
         stems = {name: arguments.stem(added.stems_from / f"{name}.wav", rate) for name in STEMS}
         result = redo(separator, stems, start, stop, rate, seeds, callback=progress)
         draws, settings = result.draws, result.settings | {"redo": added.redo}
+        found = result.warnings
     elif known:
         given = {name: arguments.stem(path, rate) for name, path in known.items()}
         result = separate_known(separator, mix, given, rate, seeds, progress)
-        draws = result.draws
+        draws, found = result.draws, result.warnings
         settings = result.settings | {"known": {n: str(p) for n, p in known.items()}}
     elif also:
         mixes = [mix, *(arguments.stem(path, rate) for path, _ in also)]
         gains = [[1.0] * len(STEMS), *(row for _, row in also)]
         result = separate_pair(separator, mixes, gains, rate, seeds, progress)
         draws, settings = result.draws, result.settings | {"also": list(added.also)}
+        found = result.warnings
     else:
         done = []
         for i, seed in enumerate(seeds):
@@ -151,8 +157,10 @@ def _separate(
                 callback=lambda d, t, i=i: progress(i * t + d, len(seeds) * t),
             )  # fmt: skip
             facts[f"residual of seed {seed}"] = f"{one.residual_db:.1f} dB"
+            found += one.warnings
             done.append({name: np.asarray(x) for name, x in one.stems.items()})
         draws, settings = tuple(done), separator.describe()
+    warnings = list(dict.fromkeys((*recording.warnings, *found)))
     names = list(draws[0])
     subtype = write.output_subtype(recording.subtype)
     written: list[Path] = []
@@ -182,11 +190,11 @@ def _separate(
 
         text = page(
             file.name, mix, shown, rate, {"seeds": seeds, **settings}, facts=facts,
-            warnings=recording.warnings, uncertainty=uncertainty,
+            warnings=warnings, uncertainty=uncertainty,
         )  # fmt: skip
         write_page(folder / "report.html", text)
         written.append(folder / "report.html")
-    return written
+    return written, warnings
 
 
 def _common(command: Any) -> Any:
@@ -367,7 +375,7 @@ def app(port: int, model: str | None, device: str, no_browser: bool) -> None:
 def _separator(request: Request, added: Added, draws: int) -> tuple[Any, float]:
     """The separator that was asked for, or the one that suits the task; and its spread over its
     error, where that was measured."""
-    from mgdm_audio.cli_separate import with_quality
+    from mgdm_audio.cli_separate import check_regressor, with_quality
     from mgdm_audio.posterior import DEFAULTS, SPREAD_OVER_ERROR, separator_for
     from mgdm_audio.separate import OVERLAP, WINDOW, Separator
 
@@ -381,13 +389,16 @@ def _separator(request: Request, added: Added, draws: int) -> tuple[Any, float]:
     task = next((name for name, here in asked.items() if here), None)
     if task is not None and "average" in named:
         raise click.UsageError("--average goes with --report alone: what is drawn here is a sample")
+    suits = task is not None and named <= {"preset"}
+    if not suits or request.model is not None:
+        check_regressor(request)  # what suits a task begins with one, unless a prior is named
     options = {"device": request.device, "precision": request.precision, "batch": request.batch}
     if request.regressor is not None:
         options["regressor"] = request.regressor
     make: Any = Separator
     if task is None:
         options |= with_quality(request).settings()
-    elif named <= {"preset"}:
+    elif suits:
         make = functools.partial(separator_for, task)
         if named:
             options["preset"] = request.preset

@@ -237,6 +237,7 @@ def separate(**options: Any) -> None:
     check_options(request)
     if added.any:
         sys.exit(run_added(request, added))
+    check_regressor(request)
     request = with_quality(request)
     names = output_names(request)
     inputs, errors = find_inputs(request.files, request.output)
@@ -278,8 +279,6 @@ def check_options(request: Request) -> None:
             f"{', '.join(presets)}",
             param_hint="'--preset'",
         )
-    if request.regressor is not None:
-        _check_regressor(request)
     if request.independent:
         if "prior" not in samplers.get(request.method, request.preset).needs:
             message = f"--independent needs a prior, which {request.method} does not ask"
@@ -296,8 +295,10 @@ def check_options(request: Request) -> None:
         raise click.BadParameter("flac has 16 or 24 bits", param_hint="'--bits'")
 
 
-def _check_regressor(request: Request) -> None:
+def check_regressor(request: Request) -> None:
     """Refuses a regressor that nothing would ask."""
+    if request.regressor is None:
+        return
     settings = with_quality(request).settings()
     asked = samplers.get(settings["method"], settings["preset"]).needs
     if request.model is not None and "prior" not in asked:

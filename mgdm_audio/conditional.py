@@ -22,6 +22,7 @@ from torch import Tensor
 from mgdm_audio import audio
 from mgdm_audio.evidence import Evidence
 from mgdm_audio.posterior import Callback, Drawn, active_level, draw
+from mgdm_audio.song import astray
 from mgdm_audio.spread import spread_stems
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Given:
         sample_rate: in hertz.
         seeds: the seeds.
         settings: model, method and what else decides a draw.
-        calls, vjps, windows: what it cost, see `mgdm_audio.posterior.Drawn`.
+        calls, vjps, windows, residual_db: see `mgdm_audio.posterior.Drawn`.
     """
 
     draws: tuple[dict[str, np.ndarray[Any, Any]], ...]
@@ -52,6 +53,12 @@ class Given:
     calls: int
     vjps: int
     windows: int
+    residual_db: float
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user should know about the draws, in sentences."""
+        return astray(self.residual_db)
 
 
 def separate_known(
@@ -354,5 +361,5 @@ def _given(
 ) -> Given:
     return Given(
         tuple(results), sample_rate, tuple(seeds), separator.describe(),
-        drawn.calls, drawn.vjps, drawn.windows,
+        drawn.calls, drawn.vjps, drawn.windows, drawn.residual_db,
     )  # fmt: skip

@@ -9,6 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
     from mgdm_audio.separate import Separator
 
 QUALITIES: dict[str, dict[str, Any]] = {
@@ -37,17 +41,17 @@ lost: one sample had 4.82 dB from 0.03 and 4.42 from 0.3, where the regressor ha
 
 @dataclass(frozen=True)
 class Calibration:
-    """Seconds that this machine takes for one network call on one window.
+    """Seconds that this machine takes for one network call on one window, 0 for what is not asked.
 
     Attributes:
-        call: without a gradient.
-        vjp: with one.
-        shared: of a call that samples share: of the regressor.
+        call: of the prior, without a gradient.
+        vjp: of the prior, with one.
+        regressor: of the regressor.
     """
 
     call: float
     vjp: float
-    shared: float
+    regressor: float
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Estimate:
 
 
 def calibrate(separator: Separator) -> Calibration:
-    """Times the network on a batch of windows as `separator` would ask for them."""
+    """Times the networks on a batch of windows as `separator` would ask for them."""
     import torch
 
     settings, device = separator.song_settings, separator.device
@@ -78,25 +82,34 @@ def calibrate(separator: Separator) -> Calibration:
     sigma = torch.full((len(x),), 0.1, device=device)
     autocast = torch.autocast(device.type, torch.bfloat16, separator.dtype != torch.float32)
 
-    models = separator.models
+    prior, cost = separator.models.prior, separator.sampler.cost()
 
-    def seconds(samples: int, gradient: bool = False, shared: bool = False) -> float:
+    def seconds(ask: Callable[[Tensor], Tensor], samples: int, gradient: bool) -> float:
         part = x[..., :samples].clone().requires_grad_(gradient)
         start = time.perf_counter()
         with autocast, torch.set_grad_enabled(gradient):
-            out = models.regressor_call(part) if shared else models.network_call(part, sigma)
+            out = ask(part)
             if gradient:
                 out = torch.autograd.grad(out.square().sum(), part)[0]
         float(out.flatten()[0])  # waits for the device
         return (time.perf_counter() - start) / len(part)
 
-    def warm(**kind: bool) -> float:
-        seconds(max(1, settings.window // 8), **kind)  # compiles or caches what the first call does
-        return seconds(settings.window, **kind)
+    def warm(ask: Callable[[Tensor], Tensor], gradient: bool = False) -> float:
+        seconds(ask, max(1, settings.window // 8), gradient)  # what the first call alone does
+        return seconds(ask, settings.window, gradient)
 
-    call, vjp = warm(), warm(gradient=True)
-    beside = models.prior is not None and models.regressor is not None
-    return Calibration(call, vjp, warm(shared=True) if beside else call)
+    call = vjp = regressor = 0.0
+    if prior is not None:
+        denoise = prior.denoise
+
+        def ask_prior(noisy: Tensor) -> Tensor:
+            return denoise(noisy, sigma)
+
+        call = warm(ask_prior)
+        vjp = warm(ask_prior, gradient=True) if cost.vjps else 0.0
+    if cost.regressor:
+        regressor = warm(separator.models.regressor_call)
+    return Calibration(call, vjp, regressor)
 
 
 def estimate(
@@ -109,11 +122,14 @@ def estimate(
     length = max(1, -(-frames * settings.rate // sample_rate))
     plan = WindowPlan(length, settings.window, settings.overlap)
     windows = len(plan.starts)
-    vjps = windows * settings.average * cost.vjps
+    samples = windows * settings.average
+    vjps = samples * cost.vjps
     # Samples of a window share what the regressor says of it.
-    own, shared = windows * settings.average * (cost.calls - cost.shared), windows * cost.shared
+    regressor = samples * (cost.regressor - cost.shared) + windows * cost.shared
+    prior = samples * (cost.calls - cost.regressor)
     seconds = None
     if calibration is not None:
-        spent = (own - vjps) * calibration.call + vjps * calibration.vjp
-        seconds = min(1.0, length / settings.window) * (spent + shared * calibration.shared)
-    return Estimate(windows, own + shared, vjps, seconds)
+        spent = (prior - vjps) * calibration.call + vjps * calibration.vjp
+        spent += regressor * calibration.regressor
+        seconds = min(1.0, length / settings.window) * spent
+    return Estimate(windows, prior + regressor, vjps, seconds)

@@ -336,8 +336,8 @@ def save_model(
         tensors |= encoded(key, value.detach().cpu()) if coded else {key: tensor.contiguous()}
     data = safetensors.torch.save(tensors)
     full = {
-        "format": FORMAT if dtype == "int8" else 1,  # the first can be read by older versions too
         **config,
+        "format": FORMAT if dtype == "int8" else 1,  # the first can be read by older versions too
         "parameters": sum(p.numel() for p in network.parameters()),
         "weights": {
             "file": WEIGHTS,

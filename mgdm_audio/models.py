@@ -119,20 +119,8 @@ class Models:
 
         return regress
 
-    def network_call(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """One call of the network that the sampler mostly asks, for timing it.
-
-        Arguments:
-            x: noisy stems, (B, K, T); their sum is the mix of a regressor.
-            sigma: noise level, (B,); of no meaning to a regressor.
-
-        Returns:
-            (B, K, T).
-        """
-        return self.regressor_call(x) if self.prior is None else self.prior.denoise(x, sigma)
-
     def regressor_call(self, x: Tensor) -> Tensor:
-        """One call of the regressor, about the sum of `x`, (B, K, T); the same for it."""
+        """One call of the regressor about the sum of `x`, (B, K, T), for timing it."""
         nothing = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
         return self._regress()(x.sum(1, keepdim=True), x, nothing)
 

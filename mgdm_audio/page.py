@@ -13,7 +13,7 @@ import base64
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ def page(
     settings: Mapping[str, Any],
     *,
     facts: Mapping[str, Any] | None = None,
-    warnings: tuple[str, ...] = (),
+    warnings: Sequence[str] = (),
     uncertainty: Uncertainty | None = None,
     audio: str = "ogg",
 ) -> str:

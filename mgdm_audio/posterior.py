@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = ["DEFAULTS", "SPREAD_OVER_ERROR", "Drawn", "active_level", "draw", "separator_for"]
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from torch import Tensor
 from mgdm_audio.consistency import make_consistent
 from mgdm_audio.denoise import CountingDenoiser
 from mgdm_audio.draws import SeededDraws
-from mgdm_audio.evidence import Evidence
+from mgdm_audio.evidence import Evidence, Observed
 from mgdm_audio.operators import PointwiseOperator
 from mgdm_audio.samplers.base import Problem
 from mgdm_audio.windows import WindowPlan, window_seed
@@ -67,12 +68,33 @@ class Drawn:
         calls: network calls.
         vjps: those of them with a gradient.
         windows: windows that were sampled, of each draw.
+        residual_db: what the sampler left of the evidence before it was met, relative to it.
     """
 
     stems: Tensor
     calls: int
     vjps: int
     windows: int
+    residual_db: float
+
+
+class _Missed:
+    """How far draws are from the evidence, so far."""
+
+    def __init__(self) -> None:
+        self.rest = self.whole = 0.0
+
+    def add(self, seen: Observed, stems: Tensor) -> None:
+        """Counts stems (N, K, T) that were drawn for an observation of one item."""
+        error = seen.y.to(stems) - seen.operator.forward(stems)
+        self.rest += float(error.double().square().sum())
+        self.whole += len(stems) * float(seen.y.double().square().sum())
+
+    @property
+    def db(self) -> float:
+        if not self.rest or not self.whole:
+            return -math.inf
+        return 10 * math.log10(self.rest / self.whole)
 
 
 def separator_for(task: str, model: Any = None, **options: Any) -> Separator:
@@ -123,7 +145,7 @@ def draw(
     plan = WindowPlan(evidence.length, settings.window, settings.overlap, MULTIPLE)
     planned = separator.sampler.cost().calls
     total = planned * len(plan.starts) * len(seeds)
-    denoise = CountingDenoiser(separator.models.asked())
+    denoise, missed = CountingDenoiser(separator.models.asked()), _Missed()
     done = sampled = 0
     tails: list[Tensor | None] = [None] * len(seeds)
     windows: list[Tensor] = []
@@ -143,7 +165,7 @@ def draw(
 
             drawn += _sample(
                 separator, denoise, evidence, start, plan.size, [tails[i] for i in group],
-                [window_seed(seeds[i], index) for i in group], report,
+                [window_seed(seeds[i], index) for i in group], report, missed,
             )  # fmt: skip
             done += planned * len(group)
         sampled += 1
@@ -154,7 +176,7 @@ def draw(
             tails = [stems[:, following - start : end - start].clone() for stems in drawn]
     if callback is not None:
         callback(total, total)
-    return Drawn(plan.join(windows), denoise.calls, denoise.vjps, sampled)
+    return Drawn(plan.join(windows), denoise.calls, denoise.vjps, sampled, missed.db)
 
 
 def _sample(
@@ -166,13 +188,14 @@ def _sample(
     tails: list[Tensor | None],
     seeds: list[int],
     report: Callback,
+    missed: _Missed,
 ) -> list[Tensor]:
     """Stems (K, size) of one window, one for each seed."""
     seen = [evidence.window(start, size, tail) for tail in tails]
     alike = all(torch.equal(s.y, seen[0].y) for s in seen)
     if not alike:  # each draw has a past of its own, and an operator with it
         one = [
-            _sample(separator, denoise, evidence, start, size, [tail], [seed], report)
+            _sample(separator, denoise, evidence, start, size, [tail], [seed], report, missed)
             for tail, seed in zip(tails, seeds, strict=True)
         ]
         return [stems for (stems,) in one]
@@ -184,6 +207,7 @@ def _sample(
         stems = separator.sampler.sample(
             denoise, Problem(seen[0].operator, y, seen[0].sigma_y, shape), draws, report
         ).cpu()
+    missed.add(seen[0], stems)
     return [_settled(evidence, x, start, tail) for x, tail in zip(stems, tails, strict=True)]
 
 

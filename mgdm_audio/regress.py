@@ -82,25 +82,35 @@ class Answers:
 
         def answer(mix: Tensor, stems: Tensor, known: Tensor) -> Tensor:
             kept = self._kept[:]
-            new: list[int] = []
-            for i in range(len(mix)):
-                if _find(kept, mix[i], stems[i], known[i]) is None and not any(
-                    _same(mix[i], stems[i], known[i], mix[j], stems[j], known[j]) for j in new
-                ):
-                    new.append(i)
-            if new:
-                out = regress(mix[new], stems[new], known[new])
+            found = [_find(kept, *row) for row in zip(mix, stems, known, strict=True)]
+            asked: list[int] = []
+            place: dict[int, int] = {}  # of a question that is new, among those that are asked
+            for i, one in enumerate(found):
+                if one is not None:
+                    continue
+                alike = (
+                    n
+                    for n, j in enumerate(asked)
+                    if _same(mix[i], stems[i], known[i], mix[j], stems[j], known[j])
+                )
+                place[i] = next(alike, len(asked))
+                if place[i] == len(asked):
+                    asked.append(i)
+            fresh: list[Tensor] = []
+            if asked:
+                out = regress(mix[asked], stems[asked], known[asked])
+                fresh = [
+                    torch.where(known[i][:, None], stems[i], one)
+                    for i, one in zip(asked, out, strict=True)
+                ]
                 kept += [
-                    (
-                        mix[i].clone(),
-                        torch.where(known[i][:, None], stems[i], one),
-                        known[i].clone(),
-                    )
-                    for i, one in zip(new, out, strict=True)
+                    (mix[i].clone(), one, known[i].clone())
+                    for i, one in zip(asked, fresh, strict=True)
                 ]
                 self._kept = kept[-self.size :]
-            found = (_find(kept, *row) for row in zip(mix, stems, known, strict=True))
-            return torch.stack([one for one in found if one is not None])
+            # By their place, not looked up: a question that holds NaN is not even like itself.
+            answers = [fresh[place[i]] if one is None else one for i, one in enumerate(found)]
+            return torch.stack(answers)
 
         return answer
 

@@ -225,9 +225,11 @@ def _dry_run(request: Request, separator: Separator, todo: Sequence[Task]) -> No
         )
         for path in [*task.outputs.values(), *([task.report] if task.report else [])]:
             click.echo(b"  " + os.fsencode(path))
-    click.echo(
-        f"{len(todo)} files, about {duration(total)} on {separator.device} "
-        f"({calibration.call:.2f} s a network call, {calibration.vjp:.2f} s with a gradient, "
-        f"{calibration.shared:.2f} s of the regressor)"
+    timed = (
+        (calibration.call, "s a call of the prior"),
+        (calibration.vjp, "s with a gradient"),
+        (calibration.regressor, "s a call of the regressor"),
     )
+    calls = ", ".join(f"{seconds:.2f} {what}" for seconds, what in timed if seconds)
+    click.echo(f"{len(todo)} files, about {duration(total)} on {separator.device} ({calls})")
     sys.stdout.flush()

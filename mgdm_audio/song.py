@@ -47,6 +47,17 @@ Callback = Callable[[int, int], None]
 """Told (done, total) in planned network calls; raising in it cancels."""
 
 
+def astray(residual_db: float) -> tuple[str, ...]:
+    """The warning of a sampler that left so much of what it was to explain, if it needs one."""
+    if not residual_db > MISSED:
+        return ()
+    return (
+        f"what was drawn misses the mix by {residual_db:.0f} dB more than the mix is loud: the "
+        "sampler did not come to an end with these settings; take another preset, more steps, or "
+        "another method",
+    )
+
+
 @dataclass(frozen=True)
 class Settings:
     """How a recording is cut and put together.
@@ -184,13 +195,7 @@ class Song:
                 "the channels cancel in their mean, which is all that the prior hears: the stems "
                 "are shares of the input, not a separation"
             )
-        if self.residual_db > MISSED:
-            found.append(
-                f"what was drawn misses the mix by {self.residual_db:.0f} dB more than the mix is "
-                "loud: the sampler did not come to an end with these settings; take another "
-                "preset, more steps, or another method"
-            )
-        return tuple(found)
+        return (*found, *astray(self.residual_db))
 
     @property
     def windows(self) -> int:

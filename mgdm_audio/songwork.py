@@ -12,6 +12,7 @@ __all__ = ["Separate"]
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import socket
@@ -298,12 +299,12 @@ def _with_known(
         used = write.write_stems(
             paths, stack, mix, read.sample_rate, subtype, groups, run.files.container
         )
-        warnings = list(read.warnings)
+        warnings = [*read.warnings, *made.warnings]
         if used != subtype:
             warnings.append(f"a stem exceeds full scale; the files are {used}, not {subtype}")
         return {
             "stats": {"calls": made.calls, "vjps": made.vjps, "windows": made.windows},
-            "residual_db": None,
+            "residual_db": made.residual_db if math.isfinite(made.residual_db) else None,
             "frames": mix.shape[1],
             "sample_rate": read.sample_rate,
             "warnings": warnings,

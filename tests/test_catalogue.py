@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -30,10 +31,12 @@ from catalogue_fixtures import (
 from click.testing import CliRunner
 
 from mgdm_audio import STEMS, Separator, catalogue, cli, songwork, write
+from mgdm_audio.cost import QUALITIES
 from mgdm_audio.engine import LocalEngine
 from mgdm_audio.files import Options, Task, separate_files
 from mgdm_audio.manifest import Manifest
 from mgdm_audio.places import Place
+from mgdm_audio.songs import find_songs
 
 
 @pytest.fixture(autouse=True)
@@ -340,6 +343,37 @@ def test_settings_that_cannot_be(songs, tmp_path, settings, message):
         separate(table, tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"quality": "default"}, "mine"),
+        ({"quality": "best"}, "mine"),
+        ({"quality": "best", "regressor": "another"}, "another"),
+        ({"method": "regressor"}, "mine"),
+        ({"average": 3}, "mine"),
+    ],
+)
+def test_a_regressor_that_the_command_names_stays(songs, tmp_path, settings, expected):
+    """One that a quality stands for goes with it."""
+
+    def asked(keep, **own):
+        given = []
+
+        def make(**options):
+            given.append(options.get("regressor"))
+            return build(**OPTIONS)
+
+        song = find_songs(str(songs), str(tmp_path / "out"))[0]
+        song = dataclasses.replace(song, settings=settings)
+        options = {**QUALITIES["fast"], "precision": "float32", **own}
+        catalogue.plan([song], str(tmp_path / "out"), options, FILES, 1, make, keep)
+        return given
+
+    assert asked(("regressor",), regressor="mine") == [expected]
+    if settings == {"quality": "best"}:
+        assert asked(()) == ["regressor-large"]
+
+
 @pytest.fixture
 def run(monkeypatch, tmp_path, prior):
     """Runs the command with a prior that costs nothing."""
@@ -396,6 +430,7 @@ def test_command(run, songs, tmp_path):
         (("in", "-o", "out", "--model", "nowhere"), "unknown model 'nowhere'", 1),
         (("in", "-o", "out", "--stems", "voice"), "expected different stems", 2),
         (("in", "-o", "out", "--quality", "fast", "--method", "dps"), "--quality decides", 2),
+        (("in", "-o", "out", "--method", "dps", "--regressor", "x"), "needs what asks one", 2),
         (("in",), "Missing option '-o'", 2),
         (("nonsense://bucket/in", "-o", "out"), "nonsense", 1),
     ],

@@ -1,13 +1,15 @@
 """Commands for samples, known stems, regions, accompaniment and repair."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 import soundfile as sf
+import torch
 from click.testing import CliRunner
 
-from mgdm_audio import STEMS, separate
+from mgdm_audio import STEMS, Separator, separate
 from mgdm_audio.cli import cli
 
 RATE = 22050
@@ -76,6 +78,25 @@ def test_known_stems_and_a_region(song):
     before, after = sound("a/song/bass.wav"), sound("b/song/bass.wav")
     changed = np.flatnonzero(before != after) / RATE
     assert 0.2 <= changed.min() < changed.max() <= 0.3
+
+
+@pytest.mark.parametrize(
+    "options", [("--report",), ("--seeds", "1,2", "--report"), ("--known", "drums=drums.wav")]
+)
+def test_what_went_astray_is_told(song, monkeypatch, prior, options):
+    """By a sampler whose prior answers with a constant, a hundred times as loud as the mix."""
+
+    class Constant(torch.nn.Module):
+        def forward(self, x, sigma):
+            return torch.full_like(x, 10.0) + 0 * x
+
+    wrong = dataclasses.replace(prior, denoise=Constant())
+    monkeypatch.setattr(separate, "Separator", lambda model, **kw: Separator(wrong, **kw))
+    result = run("separate", "song.wav", "-o", "out", "--method", "dps", *options, *FAST)
+    assert result.stderr.startswith("warning: what was drawn misses the mix by")
+    assert len(result.stderr.splitlines()) == 1  # of samples that say the same, once
+    if "--report" in options:
+        assert "misses the mix" in (song / "out" / "song" / "report.html").read_text()
 
 
 def test_another_mix_of_the_song(song):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from torch import nn
 
-from mgdm_audio.nn import UNet2d, build, token_unet
+from mgdm_audio.nn import RegressorMean, SpectralRegressor, UNet2d, build, token_unet
 from mgdm_audio.nn.stft import TightFrame
 
 SMALL = {
@@ -149,6 +152,34 @@ def test_small_noise_leaves_the_signal(net):
 def test_build_refuses(name, args, message):
     with pytest.raises(ValueError, match=message):
         build(name, args)
+
+
+def test_what_shares_by_stem_leave_goes_to_the_loud():
+    """In each bin to the stems that are loud there; where none is, to all that are not given."""
+
+    class Answer(SpectralRegressor):
+        def __init__(self, stems):
+            super().__init__(nn.Identity(), n_fft=256)
+            self.answer = stems
+
+        def forward(self, mix, stems, known, other=None):
+            return torch.where(known[:, :, None], stems, self.answer)
+
+    t, half = torch.arange(8192) / 256, torch.arange(8192) < 4096
+    low, high = (torch.where(half, torch.sin(2 * math.pi * bin * t), 0) for bin in (16, 96))
+    later = torch.where(half, 0, torch.sin(2 * math.pi * 50 * t))
+    answer = torch.zeros(1, 4, 8192)
+    answer[0, 0], answer[0, 1] = low, high
+    first, second = Answer(answer), Answer(torch.zeros_like(answer))
+    mean = RegressorMean([first, second], [[1, 0.25, 0.5, 0.5], [0, 0.75, 0.5, 0.5]])
+    mix = (1.3 * low + 1.2 * high + later)[None, None]
+    known = torch.tensor([[False, False, False, True]])
+    out = mean(mix, torch.zeros_like(answer), known)[0]
+    expected = torch.stack([1.3 * low, 1.2 * high, 0 * low, 0 * low])
+    expected[:3] += later / 3
+    inside = torch.cat([torch.arange(512, 3584), torch.arange(4608, 7680)])
+    assert (out - expected)[:, inside].abs().max() < 1e-3
+    assert (out.sum(0) - mix[0, 0]).abs().max() < 1e-4
 
 
 def test_refuses_shapes(net):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from mgdm_audio.regress import Answers
@@ -32,6 +34,22 @@ def test_answers_are_asked_once_and_never_mixed_up():
     assert asked == [2, 1, 1]
     ask(0, given=True)  # the stems are given: another question
     assert asked == [2, 1, 1, 1]
+
+
+def test_a_question_that_holds_nan_gets_its_own_answer():
+    """It is not like itself, so that nothing that is kept can be its answer."""
+
+    def regress(mix, x, known):
+        return torch.where(known[:, :, None], x, mix)
+
+    mix, x = torch.ones(2, 1, 8), torch.zeros(2, 4, 8)
+    x[0] = math.nan
+    known = torch.tensor([[True, False, False, False]] * 2)
+    for rows in ([0], [0, 1], [1, 0]):
+        told = mix[rows], x[rows], known[rows]
+        out = Answers(size=4).of(regress)(*told)
+        assert torch.equal(out.isnan(), regress(*told).isnan())
+        assert torch.equal(out.nan_to_num(), regress(*told).nan_to_num())
 
 
 def test_answers_are_about_what_is_given():

@@ -342,14 +342,51 @@ def test_the_time_of_a_regressor_is_its_own(prior, music):
     cheap = {"sigma_max": 0.3, "steps": 5, "repetitions": 1, "gradient_steps": ((0, 1),)}
     separator = Separator(prior, average=2, **options, **cheap)
     found = estimate(
-        separator, music.shape[1], 22050, Calibration(call=1.0, vjp=10.0, shared=100.0)
+        separator, music.shape[1], 22050, Calibration(call=1.0, vjp=10.0, regressor=100.0)
     )
     cost = separator.sampler.cost()
     own, scale = cost.calls - cost.vjps - 3, music.shape[1] / separator.song_settings.window
     assert scale < 1
     assert found.seconds == pytest.approx(scale * (2 * (own + 10 * cost.vjps) + 3 * 100))
-    alone = calibrate(Separator(make_regressor(), "regressor"))
-    assert alone.shared == alone.call > 0
+
+
+def test_calls_of_a_regressor_that_samples_do_not_share(prior):
+    """Block Gibbs asks it about stems of its own: each sample for itself."""
+    cheap = {"sigma_max": 0.3, "steps": 5, "repetitions": 1, "gradient_steps": ((0, 1),)}
+    options = {"warm_start": "gibbs:fast", "warm_sigma": 0.3, "regressor": make_regressor()}
+    separator = Separator(prior, average=2, **options, **cheap)
+    cost, window = separator.sampler.cost(), separator.song_settings.window
+    assert (cost.regressor, cost.shared) == (8, 0)
+    found = estimate(separator, window, 22050, Calibration(call=1.0, vjp=10.0, regressor=100.0))
+    own = cost.calls - cost.vjps - 8
+    assert found.seconds == pytest.approx(2 * (own + 10 * cost.vjps + 8 * 100))
+
+
+def test_what_is_timed_is_what_is_asked(prior):
+    asked = []
+
+    def denoise(x, sigma):
+        asked.append("gradient" if x.requires_grad else "prior")
+        return prior.denoise(x, sigma)
+
+    class Regress(BandRegressor):
+        def forward(self, mix, x, known):
+            asked.append("regressor")
+            return super().forward(mix, x, known)
+
+    heard = dataclasses.replace(prior, denoise=denoise)
+    regress = dataclasses.replace(make_regressor(), regress=Regress())
+    warm = {"warm_start": "regressor", "warm_sigma": 0.3, "regressor": regress}
+    for separator, kinds in (
+        (Separator(heard, "ddnm"), ["prior"]),
+        (Separator(heard, "mgdm", "light", **warm), ["prior", "gradient", "regressor"]),
+        (Separator(regress, "regressor"), ["regressor"]),
+    ):
+        asked.clear()
+        found = calibrate(separator)
+        assert asked == [kind for kind in kinds for _ in range(2)]  # the first one warms up
+        told = {"prior": found.call, "gradient": found.vjp, "regressor": found.regressor}
+        assert [kind for kind, seconds in told.items() if seconds] == kinds
 
 
 def test_regressor_is_brought_to_the_prior_s_level(prior):
@@ -462,6 +499,9 @@ def test_command_line_begins_with_a_regressor(tmp_path, monkeypatch, prior, musi
         ("--method", "regressor"),
         ("--warm-start", "gibbs", "--warm-sigma", "0.3"),
         ("--samples", "2"),
+        ("--samples", "2", "--preset", "fast"),
+        ("--known", "drums=song.wav", "--preset", "default"),
+        ("--samples", "2", "--method", "gibbs"),
         ("--report",),
     ],
 )
@@ -475,6 +515,7 @@ def test_the_regressor_that_is_named_is_asked(tmp_path, monkeypatch, prior, musi
 
     monkeypatch.setattr(hub, "load", lambda name, device="cpu": prior)
     monkeypatch.setattr(hub, "load_regressor", load)
+    monkeypatch.chdir(tmp_path)
     song = tmp_path / "song.wav"
     sf.write(song, music.sum(0), 22050)
     result = _run("separate", song, "-o", tmp_path / "out", "--regressor", "mine", *options)

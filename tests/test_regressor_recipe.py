@@ -378,12 +378,33 @@ def test_several_networks_make_one_model_and_come_apart_again(corpus, tmp_path):
         assert again.sha256 == whole.sha256
         assert again.info.config["training"]["sha256"] == whole.sha256
 
+    assert call(tmp_path / "eight", "--parts-of", tmp_path / "by-stem").exit_code == 0
+    for folder, form, dtype in (("eight/by-stem-0", 1, "float16"), ("by-stem", 2, "int8")):
+        config = json.loads((tmp_path / folder / "config.json").read_text())
+        assert (config["format"], config["weights"]["dtype"]) == (form, dtype)
+    call(tmp_path / "again", "--parts-of", tmp_path / "by-stem", "--dtype", "int8")
+    part = hub.load_regressor(tmp_path / "again" / "by-stem-0")
+    assert (part.info.config["format"], part.info.config["weights"]["dtype"]) == (2, "int8")
+
+    louder = {**two.info.config, "level": 2 * two.level}
+    hub.save_model(tmp_path / "louder", two.regress, louder, "float16")
     for arguments, message in (
+        (
+            (tmp_path / "x", "--of", tmp_path / "one", 0.5, "--of", tmp_path / "louder", 0.5),
+            "differ in level",
+        ),
         ((tmp_path / "x",), "either --of"),
+        ((tmp_path / "x", "--of", tmp_path / "one", 1), "either --of"),
         ((tmp_path / "x", "--parts-of", tmp_path / "one"), "one network already"),
         ((tmp_path / "x", "--of", tmp_path / "one", 0.5, "--of", tmp_path / "two", 0.4), "add up"),
-        ((tmp_path / "x", "--of", tmp_path / "both", 1), "apart first"),
-        ((tmp_path / "x", "--of", tmp_path / "one", "half"), "'half' is no number"),
+        (
+            (tmp_path / "x", "--of", tmp_path / "both", 0.5, "--of", tmp_path / "one", 0.5),
+            "apart first",
+        ),
+        (
+            (tmp_path / "x", "--of", tmp_path / "one", "half", "--of", tmp_path / "two", 0.5),
+            "'half' is no number",
+        ),
     ):
         result = call(*arguments)
         assert result.exit_code != 0

@@ -34,12 +34,14 @@ class Cost:
     Attributes:
         calls: denoiser calls, with or without a gradient.
         vjps: those of them that a gradient is taken through.
-        shared: those of them that the samples of one mix have in common: a regressor's, about the
-            mix alone.
+        regressor: those of them that ask a regressor.
+        shared: those of a regressor's that the samples of one mix have in common: about the mix
+            alone.
     """
 
     calls: int
     vjps: int = 0
+    regressor: int = 0
     shared: int = 0
 
 

@@ -78,7 +78,7 @@ class Gibbs(Sampler):
 
     def cost(self) -> Cost:
         """See `Sampler.cost`; an upper bound, as no call is made where nothing would change."""
-        return Cost(calls=self.steps)
+        return Cost(calls=self.steps, regressor=self.steps)
 
     def _sample(
         self, denoise: Denoiser, problem: Problem, draws: Draws, progress: Progress

@@ -77,7 +77,7 @@ class Regression(Sampler):
     def cost(self) -> Cost:
         """See `Sampler.cost`."""
         calls = self.speeds + CALLS * (self.passes - 1)
-        return Cost(calls=calls, shared=calls)
+        return Cost(calls=calls, regressor=calls, shared=calls)
 
     def _sample(
         self, denoise: Denoiser, problem: Problem, draws: Draws, progress: Progress

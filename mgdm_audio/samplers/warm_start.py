@@ -98,7 +98,12 @@ class WarmStart(Sampler):
     def cost(self) -> Cost:
         """See `Sampler.cost`; of both samplers."""
         first, then = self.first.cost(), self.sampler.cost(self.sigma)
-        return Cost(first.calls + then.calls, first.vjps + then.vjps, first.shared)
+        return Cost(
+            first.calls + then.calls,
+            first.vjps + then.vjps,
+            first.regressor + then.regressor,
+            first.shared,
+        )
 
     def _sample(
         self, denoise: Denoiser, problem: Problem, draws: Draws, progress: Progress

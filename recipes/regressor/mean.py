@@ -34,14 +34,18 @@ def join(
     is that of the weights, see `save_model`.
 
     Raises:
-        ValueError: if the networks do not go together, see `RegressorMean`, or one of them is a
-            mean itself.
+        ValueError: if the networks do not go together, see `RegressorMean`, or their models differ
+            in rate, stems or level, or one of them is a mean itself.
     """
     networks = [model.regress for model in models]
     plain = [net for net in networks if isinstance(net, SpectralRegressor)]
     if len(plain) < len(networks):
         raise ValueError("a mean of means is not made: take these apart first (--parts-of)")
     first = models[0].info.config
+    for key in ("sample_rate", "stems", "level"):
+        if any(model.info.config[key] != first[key] for model in models):
+            found = ", ".join(f"{m.name} {m.info.config[key]}" for m in models)
+            raise ValueError(f"the models differ in {key}: {found}")
     config = {
         "kind": "regressor",
         "name": folder.name,
@@ -57,8 +61,8 @@ def join(
     return save_model(folder, RegressorMean(plain, shares), config, dtype)
 
 
-def part(model: hub.Regressor, number: int, folder: Path) -> ModelInfo:
-    """Writes one of the networks of a mean as a model of its own."""
+def part(model: hub.Regressor, number: int, folder: Path, dtype: str = "float16") -> ModelInfo:
+    """Writes one of the networks of a mean as a model of its own; `dtype` as for `join`."""
     network = model.regress
     assert isinstance(network, RegressorMean)
     config = dict(model.info.config)
@@ -70,7 +74,7 @@ def part(model: hub.Regressor, number: int, folder: Path) -> ModelInfo:
         "summary": f"Network {number} of {model.name}",
         "score": {},
     }
-    return save_model(folder / name, network.networks[number], {**config, **own})
+    return save_model(folder / name, network.networks[number], {**config, **own}, dtype)
 
 
 def _training(model: hub.Regressor) -> dict[str, Any]:
@@ -104,13 +108,13 @@ def _share(text: str) -> float | list[float]:
 )
 @click.option("--parts-of", help="A model that is a mean: its networks go to this folder.")
 def main(folder: Path, of: tuple[tuple[str, str], ...], dtype: str, parts_of: str | None) -> None:
-    if bool(of) == bool(parts_of):
+    if len(of) == 1 or bool(of) == bool(parts_of):
         raise click.UsageError("give either --of, twice or more, or --parts-of")
     if parts_of:
         model = hub.load_regressor(parts_of)
         if not isinstance(model.regress, RegressorMean):
             raise click.UsageError(f"{parts_of} is one network already")
-        infos = [part(model, n, folder) for n in range(len(model.regress.networks))]
+        infos = [part(model, n, folder, dtype) for n in range(len(model.regress.networks))]
     else:
         models = [hub.load_regressor(name) for name, _ in of]
         try:
