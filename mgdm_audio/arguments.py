@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-__all__ = ["gains", "interval", "intervals", "names", "pairs", "reported", "stem", "write_json"]
+__all__ = [
+    "check_preset",
+    "gains",
+    "gains_text",
+    "interval",
+    "intervals",
+    "names",
+    "pairs",
+    "reported",
+    "stem",
+    "write_json",
+]
 
 import json
 import math
@@ -13,7 +24,7 @@ from typing import Any
 
 import click
 
-from mgdm_audio import STEMS
+from mgdm_audio import STEMS, samplers
 from mgdm_audio.engine import EngineError
 from mgdm_audio.terminal import printable
 
@@ -23,13 +34,33 @@ def reported() -> Iterator[None]:
     """Turns the errors of a command into one line."""
     try:
         yield
-    except (ValueError, OSError, ArithmeticError, MemoryError, ImportError, EngineError) as error:
+    except KeyboardInterrupt:
+        click.echo("\ninterrupted; nothing partial is left", err=True)
+        raise SystemExit(130) from None
+    except (click.exceptions.Exit, click.Abort):
+        raise  # they are RuntimeErrors
+    except (
+        ValueError, OSError, ArithmeticError, MemoryError, ImportError, RuntimeError, EngineError,
+    ) as error:  # fmt: skip
         raise click.ClickException(printable(" ".join(str(error).split()))) from error
 
 
 def names(text: str) -> list[str]:
-    """A,B,... as names, which are not checked."""
-    return [name.strip() for name in text.split(",") if name.strip()]
+    """A,B,... as names of stems."""
+    found = [name.strip() for name in text.split(",") if name.strip()]
+    if unknown := [name for name in found if name not in STEMS]:
+        raise click.UsageError(f"unknown stem '{unknown[0]}', expected some of {', '.join(STEMS)}")
+    return found
+
+
+def check_preset(method: str, preset: str) -> None:
+    """Refuses a preset that a method has not."""
+    presets = samplers.sampler_class(method).PRESETS
+    if preset not in presets:
+        raise click.BadParameter(
+            f"'{preset}' is not a preset of {method}; there are {', '.join(presets)}",
+            param_hint="'--preset'",
+        )
 
 
 def pairs(texts: tuple[str, ...]) -> dict[str, Path]:
@@ -62,6 +93,12 @@ def gains(text: str) -> tuple[Path, list[float]]:
             f"{', '.join(STEMS)} and finite gains, as instrumental.wav:drums=0"
         ) from None
     return Path(name), list(found.values())
+
+
+def gains_text(path: Path, row: list[float]) -> str:
+    """The text that `gains` reads."""
+    named = [f"{stem}={gain:g}" for stem, gain in zip(STEMS, row, strict=True) if gain != 1]
+    return f"{path}:{','.join(named or [STEMS[0] + '=1'])}"
 
 
 def interval(text: str) -> tuple[float, float]:

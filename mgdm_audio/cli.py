@@ -12,7 +12,7 @@ import click
 from mgdm_audio import __version__
 from mgdm_audio.cli_catalogue import separate_catalogue
 from mgdm_audio.cli_posterior import app, generate, repair
-from mgdm_audio.cli_separate import separate
+from mgdm_audio.cli_separate import check_writable, separate
 from mgdm_audio.terminal import Progress, printable
 
 
@@ -86,13 +86,16 @@ def evaluate(
 
     progress = Progress("evaluating", quiet)
     try:
+        if csv is not None:
+            check_writable(csv.parent)
         result = evaluate_folders(reference_dir, estimate_dir, museval=museval, callback=progress)
+        if csv is not None:
+            csv.parent.mkdir(parents=True, exist_ok=True)
+            result.to_csv(csv)
     except (ValueError, OSError, RuntimeError) as error:
         raise click.ClickException(str(error)) from error
     finally:
         progress.close()
-    if csv is not None:
-        result.to_csv(csv)
     click.echo(_json(result.to_dict()) if as_json else result.to_markdown(), nl=as_json)
 
 

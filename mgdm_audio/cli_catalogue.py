@@ -23,7 +23,7 @@ from mgdm_audio.cli_separate import (
     separate,
     with_quality,
 )
-from mgdm_audio.terminal import Line, duration, error_line, printable
+from mgdm_audio.terminal import Line, duration, error_line, printable, warning_line
 
 if TYPE_CHECKING:
     from mgdm_audio.catalogue import Summary
@@ -195,7 +195,7 @@ class _Shown:
             click.echo(printable(error_line(record.source, OSError(record.error))), err=True)
         for warning in record.warnings:
             self.line.close()
-            click.echo(printable(f"warning: {record.source}: {warning}"), err=True)
+            click.echo(printable(warning_line(record.source, warning)), err=True)
         finished = summary.done + summary.failed
         spent = time.monotonic() - self.began
         left = spent / finished * (self.songs - finished)

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import os
 import string
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mgdm_audio import STEMS, samplers
-from mgdm_audio.cli_posterior import ADDED, Added, run_added
+from mgdm_audio import STEMS, arguments, samplers
+from mgdm_audio.cli_samples import ADDED, Added, run_added
 from mgdm_audio.cost import QUALITIES
 from mgdm_audio.terminal import error_line, printable
-from mgdm_audio.tree import Input, find_inputs, work_folder
+from mgdm_audio.tree import Input, find_inputs, track_name, work_folder
 
 if TYPE_CHECKING:
     from mgdm_audio.files import Task
+    from mgdm_audio.samplers.base import Sampler
 
 TEMPLATE = "{track}/{stem}.{ext}"
 FIELDS = ("track", "stem", "ext", "model", "method")
@@ -160,17 +162,20 @@ def _options(command: Any) -> Any:
                          "that a quality, a warm start, regressor or gibbs asks. By default "
                          f"regressor, and {QUALITIES['best']['regressor']} for the quality best."),
             click.option("--method", type=click.Choice(samplers.names()), default="mgdm",
-                         show_default=True, help="Posterior sampler."),
-            click.option("--preset", default="default", show_default=True,
-                         help="Settings of the sampler."),
-            click.option("--average", type=click.IntRange(1), default=1, show_default=True,
+                         help="Posterior sampler, which begins with noise unless there is a warm "
+                         "start. mgdm where --quality does not decide it."),
+            click.option("--preset", default="default",
+                         help="Settings of the sampler; default where --quality does not decide "
+                         "it."),
+            click.option("--average", type=click.IntRange(1), default=1,
                          help="Samples to average: closer to the true stems, less sharp, and N "
-                         "times the time."),
+                         "times the time. 1 where --quality does not decide it."),
             click.option("--warm-start", metavar="METHOD[:PRESET]", help="Begin with the stems of "
                          "this method, by default of its preset fast, plus noise of level "
                          "--warm-sigma."),
             click.option("--warm-sigma", type=click.FloatRange(0, min_open=True), metavar="LEVEL",
-                         help="A mix has an RMS of some 0.07."),
+                         help="Noise that is added to the start: 0.03 keeps nearly all of it, 1 "
+                         "little (a mix has an RMS of some 0.07)."),
             click.option("--independent", is_flag=True, help="Take the stems as independent of "
                          "each other, as ISDM does, at four times the network calls."),
             click.option("--seed", type=click.IntRange(0, 2**63 - 1),
@@ -210,7 +215,7 @@ def _options(command: Any) -> Any:
 
 
 def _added_options(command: Any) -> Any:
-    """Options that ask for more than one separation, see `mgdm_audio.cli_posterior`."""
+    """Options that ask for more than one separation, see `mgdm_audio.cli_samples`."""
     for option in reversed(ADDED):
         command = option(command)
     return command
@@ -272,13 +277,12 @@ def check_options(request: Request) -> None:
         raise click.UsageError(f"--quality decides --{name}; give one of them")
     if (request.warm_start is None) != (request.warm_sigma is None):
         raise click.UsageError("--warm-start and --warm-sigma go together; give both")
-    presets = samplers.sampler_class(request.method).PRESETS
-    if request.preset not in presets:
-        raise click.BadParameter(
-            f"'{request.preset}' is not a preset of {request.method}; there are "
-            f"{', '.join(presets)}",
-            param_hint="'--preset'",
-        )
+    arguments.check_preset(request.method, request.preset)
+    for name in ("start", "duration"):
+        if not math.isfinite(getattr(request, name) or 0.0):
+            raise click.BadParameter("must be a number of seconds", param_hint=f"'--{name}'")
+    if request.warm_start is not None:
+        _first(request.warm_start)
     if request.independent:
         if "prior" not in samplers.get(request.method, request.preset).needs:
             message = f"--independent needs a prior, which {request.method} does not ask"
@@ -306,16 +310,21 @@ def check_regressor(request: Request) -> None:
             f"--model and --regressor are the same for {request.method}; give one of them"
         )
     if settings.get("warm_start") is not None:
-        first, _, preset = settings["warm_start"].partition(":")
-        try:
-            asked += samplers.get(first, preset or "fast").needs
-        except ValueError as error:
-            raise click.BadParameter(str(error), param_hint="'--warm-start'") from error
+        asked += _first(settings["warm_start"]).needs
     if "regressor" not in asked:
         raise click.UsageError(
             f"--regressor needs what asks one, and {request.method} does not: --quality, a warm "
             "start, or --method regressor or gibbs"
         )
+
+
+def _first(warm_start: str) -> Sampler:
+    """The sampler that a warm start names."""
+    method, _, preset = warm_start.partition(":")
+    try:
+        return samplers.get(method, preset or "fast")
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="'--warm-start'") from error
 
 
 def output_names(request: Request) -> list[str]:
@@ -359,11 +368,8 @@ def plan(request: Request, names: Sequence[str], inputs: Sequence[Input]) -> lis
     sources = {item.path.resolve() for item in inputs}
     owners: dict[Path, Path] = {}
     for item in inputs:
-        # A file called "...wav" has the stem "..", which would lead out of the output folder.
-        stem = item.path.stem
-        track = stem if stem.strip(".") else item.path.name.replace(".", "_")
         fields = {
-            "track": track,
+            "track": track_name(item.path),
             "model": Path(request.model_name()).name,
             "method": request.settings()["method"],
         }
@@ -377,22 +383,31 @@ def plan(request: Request, names: Sequence[str], inputs: Sequence[Input]) -> lis
 
         outputs = {name: path(name, request.container) for name in names}
         report = path("report", "json").with_suffix(".json") if request.report else None
-        for target in [*outputs.values(), *([report] if report else [])]:
+        targets = [*outputs.values(), *([report] if report else [])]
+        for target in targets:
             if ".." in target.relative_to(request.output).parts:
                 raise click.UsageError(f"{target} must stay inside the output folder (-o)")
-            if target in owners:
-                raise click.UsageError(
-                    f"{owners[target]} and {item.path} would both be written to {target}; "
-                    "separate them into different folders (-o)"
-                )
-            if target.resolve() in sources:
-                raise click.UsageError(
-                    f"{target} is one of the files to separate; choose another output folder (-o)"
-                )
-            owners[target] = item.path
+        claim(owners, sources, item.path, targets)
         work = work_folder(request.output, template.format(**fields, stem="*", ext="*"))
         tasks.append(Task(item.path, outputs, work, report))
     return tasks
+
+
+def claim(
+    owners: dict[Path, Path], sources: Collection[Path], path: Path, targets: Iterable[Path]
+) -> None:
+    """Notes what is written for a file; refuses what another file writes, and what is read."""
+    for target in targets:
+        if target in owners:
+            raise click.UsageError(
+                f"{owners[target]} and {path} would both be written to {target}; separate them "
+                "into different folders (-o)"
+            )
+        if target.resolve() in sources:
+            raise click.UsageError(
+                f"{target} is one of the files to separate; choose another output folder (-o)"
+            )
+        owners[target] = path
 
 
 def check_writable(folder: Path) -> None:

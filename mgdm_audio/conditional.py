@@ -140,8 +140,10 @@ def redo(
     shape = as_channels(stems[names[0]], f"stem '{names[0]}'").shape
     old = torch.stack([as_channels(stems[name], f"stem '{name}'", shape) for name in names])
     changing = sorted(names.index(n) for n in _checked(names, only if only is not None else names))
-    low, high = round(start * sample_rate), min(round(stop * sample_rate), shape[1])
-    if not 0 <= low < high or len(changing) < 2:
+    low, high = round(start * sample_rate), round(stop * sample_rate)
+    within = high <= shape[1] + FADE * sample_rate  # whoever rounds the length means the end
+    high = min(high, shape[1])
+    if not 0 <= low < high or not within or len(changing) < 2:
         raise ValueError(
             f"got {start} to {stop} s of {shape[1] / sample_rate:.3f} s and {len(changing)} stems, "
             "expected a region inside and at least two stems that may change"
@@ -322,6 +324,10 @@ def as_channels(x: Signal, what: str, shape: Sequence[int] | None = None) -> Ten
         )
     t = t.reshape(-1, t.shape[-1]).float()
     if shape is not None and t.shape != torch.Size(shape):
+        if t.shape[1] == shape[1]:
+            raise ValueError(
+                f"{what} has {len(t)} channels, expected {shape[0]}: all recordings need as many"
+            )
         raise ValueError(f"{what} has shape {tuple(t.shape)}, expected {tuple(shape)}")
     if not bool(torch.isfinite(t).all()):
         raise ValueError(f"{what} has samples that are not finite")

@@ -16,7 +16,7 @@ from mgdm_audio import audio, hub, write
 from mgdm_audio.audio import AudioError, AudioFile
 from mgdm_audio.cli_separate import Request, check_writable, existing
 from mgdm_audio.files import Options, Result, Task, output_format, separate_files
-from mgdm_audio.terminal import Progress, duration, error_line, printable, size
+from mgdm_audio.terminal import Progress, duration, error_line, printable, size, warning_line
 
 if TYPE_CHECKING:
     from mgdm_audio.separate import Separator
@@ -44,7 +44,7 @@ def run(request: Request, tasks: Sequence[Task], failed: Sequence[str] = ()) -> 
     if todo:
         separator = _separator(request)
         if request.dry_run:
-            _dry_run(request, separator, todo)
+            _dry_run(request, separator, todo, states)
         elif _separate(request, separator, todo, states) == 130:
             return 130
     if not request.quiet and not request.dry_run and len(states) > 1:
@@ -66,7 +66,7 @@ def _state(request: Request, task: Task) -> str | None:
     try:
         audio.inspect(task.source)
         # Of a song under way, an interruption between two renamings may have left some.
-        if there and not (request.overwrite or under_way or request.dry_run):
+        if there and not (request.overwrite or under_way):
             raise AudioError(
                 f"{task.source}: {there[0]} exists; use --overwrite or --skip-existing"
             )
@@ -166,7 +166,7 @@ def _tell(request: Request, result: Result) -> None:
         click.echo(printable(line), err=True)
         return
     for warning in result.report["warnings"]:
-        click.echo(printable(f"warning: {warning}"), err=True)
+        click.echo(printable(warning_line(source, warning)), err=True)
     if not request.quiet:
         _describe(source, result.report)
     for path in existing(result.task):
@@ -184,8 +184,8 @@ def _describe(source: object, report: dict[str, Any]) -> None:
         f"({s['preset']}{warm}{apart}), "
         f"seed {report['seed']}, {stats['calls']} network calls ({stats['vjps']} with a gradient) "
         f"in {stats['windows']} windows, {duration(stats['seconds'])} "
-        f"({stats['real_time_factor']:.1f} x real time), residual before the consistency step "
-        f"{level}, {report['subtype']}"
+        f"({stats['real_time_factor']:.2f} s a second of song), residual before the consistency "
+        f"step {level}, {report['subtype']}"
     )
     click.echo(printable(line), err=True)
 
@@ -199,7 +199,9 @@ def _summary(states: dict[str, str]) -> None:
     click.echo(", ".join(f"{count} {state}" for state, count in counts.items()), err=True)
 
 
-def _dry_run(request: Request, separator: Separator, todo: Sequence[Task]) -> None:
+def _dry_run(
+    request: Request, separator: Separator, todo: Sequence[Task], states: dict[str, str]
+) -> None:
     """Prints plan and cost of each file, and the sum."""
     from mgdm_audio.cost import calibrate, estimate
 
@@ -208,8 +210,11 @@ def _dry_run(request: Request, separator: Separator, todo: Sequence[Task]) -> No
     for task in todo:
         try:
             file = AudioFile(task.source, request.start, request.duration)
+            if not file.declared:
+                raise AudioError(f"{task.source}: contains no audio after {request.start:g} s")
         except AudioError as error:
             click.echo(printable(error_line(task.source, error)), err=True)
+            states[str(task.source)] = "failed"
             continue
         cost = estimate(separator, file.declared, file.sample_rate, calibration)
         subtype = output_format(file.subtype, request.container, request.bits)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Line", "Progress", "duration", "error_line", "printable", "size"]
+__all__ = ["Line", "Progress", "duration", "error_line", "printable", "size", "warning_line"]
 
 import shutil
 import sys
@@ -54,8 +54,11 @@ class Progress:
         if self.first < 0:
             self.first = done  # what was there before is no measure of speed
         ours = done - self.first
-        left = (time.monotonic() - self.start) * (total - done) / ours if ours else 0.0
-        self._line(f"{self.label}: {percent:3d} %, {duration(left)} left", percent)
+        left = ""
+        if ours:
+            seconds = (time.monotonic() - self.start) * (total - done) / ours
+            left = f", {duration(seconds)} left"
+        self._line(f"{self.label}: {percent:3d} %{left}", percent)
 
     def close(self) -> None:
         """Ends the line."""
@@ -83,3 +86,8 @@ def error_line(source: Path | str, error: BaseException) -> str:
     """One line that names the input."""
     text = " ".join(str(error).split()) or type(error).__name__
     return f"error: {text}" if text.startswith(str(source)) else f"error: {source}: {text}"
+
+
+def warning_line(source: Path | str, text: str) -> str:
+    """One line that names the input."""
+    return f"warning: {text}" if text.startswith(str(source)) else f"warning: {source}: {text}"

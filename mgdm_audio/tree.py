@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ACCEPTED", "Input", "InputError", "find_inputs", "work_folder"]
+__all__ = ["ACCEPTED", "Input", "InputError", "find_inputs", "track_name", "work_folder"]
 
 import glob
 import hashlib
@@ -85,6 +85,12 @@ def _expand(path: Path, argument: str, output: Path) -> Iterator[Input]:
         if not files:
             raise InputError(f"{argument}: no file matches this pattern")
         yield from map(Input, files)
+
+
+def track_name(path: Path) -> str:
+    """What the files of a song are called: like its file, without the ending."""
+    # A file called "...wav" has the stem "..", which would lead out of the output folder.
+    return path.stem if path.stem.strip(".") else path.name.replace(".", "_")
 
 
 def work_folder(output: Path, pattern: str) -> Path:

@@ -28,6 +28,7 @@ __all__ = [
     "check_space",
     "clear_time_stamp",
     "file_bytes",
+    "fill_stems",
     "output_subtype",
     "quantise",
     "staged",
@@ -166,14 +167,33 @@ def write_stems(
     groups: Sequence[Sequence[int]] | None = None,
     container: str = "wav",
 ) -> str:
-    """Writes stems as files that add up to the mix, all of them or none.
+    """Writes stems as files that add up to the mix, all of them or none; see `fill_stems`.
+
+    Raises:
+        ValueError: as `fill_stems` does.
+        OSError: if a file cannot be written; then no file and no new folder is left.
+    """
+    with staged(paths) as temporary:
+        return fill_stems(temporary, stems, mix, sample_rate, subtype, groups, container)
+
+
+def fill_stems(
+    paths: Sequence[Path],
+    stems: NDArray[np.floating],
+    mix: NDArray[np.floating],
+    sample_rate: int,
+    subtype: str,
+    groups: Sequence[Sequence[int]] | None = None,
+    container: str = "wav",
+) -> str:
+    """Writes stems as files that add up to the mix; for names that `staged` gave.
 
     In PCM the integers of the files add up to those of the mix exactly (:func:`quantise`). If a
     stem exceeds full scale there, every file of the song is written as FLOAT instead, where the
     sum holds to float rounding. Files of more than 4 GiB are written as RF64.
 
     Arguments:
-        paths: file names; missing folders are made.
+        paths: file names.
         stems: with shape (K, C, T), full scale at 1.
         mix: what they add up to, with shape (C, T).
         sample_rate: in hertz.
@@ -188,7 +208,7 @@ def write_stems(
         ValueError: for another subtype, and for stems that are not finite (a NaN becomes a
             full-scale click in PCM) or do not add up to the mix, and for stems that FLAC, which
             has no floats, cannot hold.
-        OSError: if a file cannot be written; then no file and no new folder is left.
+        OSError: if a file cannot be written.
     """
     _, channels, length = stems.shape
     check_format(container, subtype, sample_rate, channels)
@@ -200,10 +220,7 @@ def write_stems(
 
     for attempt in (subtype, "FLOAT"):
         try:
-            with staged(paths) as temporary:
-                write_blocks(
-                    temporary, sums, blocks(), sample_rate, channels, length, attempt, container
-                )
+            write_blocks(paths, sums, blocks(), sample_rate, channels, length, attempt, container)
             break
         except OutOfRange:
             if container != "wav":

@@ -403,6 +403,30 @@ def test_dry_run_writes_nothing(run, song, tmp_path):
     assert f"{2 * QUICK.cost().calls} network calls" in result.stdout
     assert "separated/song/bass.wav" in result.stdout
     assert not (tmp_path / "separated").exists()
+    late = run("separate", "song.wav", "--dry-run", "--start", "100")
+    assert late.exit_code == 1
+    assert "no audio after 100 s" in late.stderr
+    (tmp_path / "separated" / "song").mkdir(parents=True)
+    (tmp_path / "separated" / "song" / "bass.wav").write_bytes(b"mine")
+    there = run("separate", "song.wav", "--dry-run")
+    assert there.exit_code == 1
+    assert "bass.wav exists" in there.stderr
+    assert run("separate", "song.wav", "--dry-run", "--overwrite").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--duration", "nan"), "must be a number of seconds"),
+        (("--start", "inf"), "must be a number of seconds"),
+        (("--warm-start", "none", "--warm-sigma", "0.1"), "none"),
+        (("--warm-start", "ddnm:none", "--warm-sigma", "0.1"), "none"),
+    ],
+)
+def test_wrong_use_is_told_as_such(run, song, options, message):
+    result = run("separate", "song.wav", *options)
+    assert result.exit_code == 2
+    assert message in result.stderr
 
 
 def test_full_scale_is_never_clipped(run, song, tmp_path):

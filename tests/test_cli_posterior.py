@@ -93,10 +93,93 @@ def test_what_went_astray_is_told(song, monkeypatch, prior, options):
     wrong = dataclasses.replace(prior, denoise=Constant())
     monkeypatch.setattr(separate, "Separator", lambda model, **kw: Separator(wrong, **kw))
     result = run("separate", "song.wav", "-o", "out", "--method", "dps", *options, *FAST)
-    assert result.stderr.startswith("warning: what was drawn misses the mix by")
+    assert result.stderr.startswith("warning: song.wav: what was drawn misses the mix by")
     assert len(result.stderr.splitlines()) == 1  # of samples that say the same, once
     if "--report" in options:
         assert "misses the mix" in (song / "out" / "song" / "report.html").read_text()
+
+
+def _none_made(*arguments, **options):
+    raise AssertionError("work was begun")
+
+
+def test_what_would_be_lost_is_refused_before_work(song, monkeypatch):
+    for folder in ("a", "b"):
+        (song / "album" / folder).mkdir(parents=True)
+        sf.write(f"album/{folder}/song.wav", sound("song.wav"), RATE, "FLOAT")
+    (song / "drums").mkdir()
+    sf.write("drums/drums.wav", sound("drums.wav"), RATE, "FLOAT")
+    monkeypatch.setattr(separate, "Separator", _none_made)
+    every = ("--overwrite", "--report", *FAST)
+    twice = run("separate", "album/a/song.wav", "album/b/song.wav", "-o", "out", *every, code=2)
+    assert "would both be written to out/song/bass.wav" in twice.output
+    own = run("separate", "drums/drums.wav", "-o", ".", *every, code=2)
+    assert "drums/drums.wav is one of the files to separate" in own.output
+    known = run(
+        "separate", "drums.wav", "--known", "drums=drums/drums.wav", "-o", ".", *every, code=2
+    )
+    assert "drums/drums.wav is one of the files" in known.output
+    assert np.array_equal(sound("drums/drums.wav"), sound("drums.wav"))
+    lost = run("separate", "song.wav", "-o", "song.wav/x", "--report", *FAST, code=1)
+    assert "is not a folder" in lost.output
+    assert "unknown stem" in run("generate", "--for", "flute", "-o", "x", code=2).output
+    assert "needs --method" in run("generate", "--preset", "fast", "-o", "x", code=2).output
+    (song / "band").mkdir()
+    (song / "band" / "piano.wav").write_bytes(b"mine")
+    assert "piano.wav exists" in run("generate", "-o", "band", code=1).output
+    (song / "text.wav").write_text("no audio")
+    text = run("generate", "--given", "drums=text.wav", "-o", "x", code=1)
+    assert "Error: text.wav: is not a WAV" in text.output
+    repair = ("repair", "song.wav", "--gap", "0.1-0.2")
+    assert "must end in .wav" in run(*repair, "-o", "x.flac", code=2).output
+    assert "needs --method" in run(*repair, "-o", "x.wav", "--preset", "fast", code=2).output
+    bad = run(*repair, "-o", "x.wav", "--method", "ding", "--preset", "none", code=2)
+    assert "not a preset of ding" in bad.output
+    assert "is not a folder" in run(*repair, "-o", "song.wav/x.wav", code=1).output
+
+
+def test_folders_and_patterns_keep_their_places(song):
+    for folder in ("a", "b"):
+        (song / "album" / folder).mkdir(parents=True)
+        sf.write(f"album/{folder}/song.wav", sound("song.wav")[:4000], RATE, "FLOAT")
+    out = run("separate", "album", "none/*.wav", "-o", "out", "--report", *FAST, code=1)
+    assert "no file matches" in out.stderr
+    assert {path.rpartition("/")[0] for path in out.stdout.split()} == {"out/a/song", "out/b/song"}
+
+
+@pytest.mark.parametrize("error", [ValueError("no page"), KeyboardInterrupt()])
+def test_all_of_a_song_is_written_or_nothing(song, monkeypatch, error):
+    from mgdm_audio import page
+
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(page, "page", fail)
+    stopped = isinstance(error, KeyboardInterrupt)
+    result = run(
+        "separate", "song.wav", "-o", "out", "--seeds", "1-2", "--report", *FAST,
+        code=130 if stopped else 1,
+    )  # fmt: skip
+    assert ("interrupted" if stopped else "song.wav: no page") in result.output
+    assert result.stdout == ""
+    assert not list((song / "out").rglob("*.*"))
+
+
+@pytest.mark.parametrize("options", [("--report",), ("--known", "drums=drums.wav")])
+def test_the_sum_of_long_integers_is_exact(song, options):
+    sf.write("long.wav", sound("song.wav").astype(float) + 2**-29, RATE, "PCM_32")
+    run("separate", "long.wav", "-o", "out", *options, *FAST)
+    read = [sf.read(f"out/long/{s}.wav", dtype="int32")[0].astype(np.int64) for s in STEMS]
+    assert np.array_equal(sum(read), sf.read("long.wav", dtype="int32")[0])
+
+
+def test_stems_of_another_song_are_not_drawn_anew(song):
+    run("separate", "song.wav", "-o", "a", "--report", *FAST)
+    sf.write("other.wav", 0.5 * sound("song.wav"), RATE, "FLOAT")
+    anew = ("--redo", "0.2-0.3", "--from", "a/song", "-o", "b", *FAST)
+    assert "not of this song" in run("separate", "other.wav", *anew, code=1).output
+    beyond = ("--redo", "0.2-9", "--from", "a/song", "-o", "b", *FAST)
+    assert "a region inside" in run("separate", "song.wav", *beyond, code=1).output
 
 
 def test_another_mix_of_the_song(song):
@@ -163,7 +246,7 @@ def test_repair_without_a_method_is_an_estimate(song):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (["--samples", "2", "--sum", "piano+guitar"], "--sums does not go with"),
+        (["--samples", "2", "--sum", "piano+guitar"], "--sum does not go with"),
         (["--redo", "1-2"], "--redo and --from go together"),
         (["--seeds", "4-2"], "ascending"),
         (["--seeds", "1-2", "--samples", "2"], "--seeds excludes"),

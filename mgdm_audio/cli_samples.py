@@ -1,0 +1,332 @@
+"""Options of ``separate`` that make more of a song than its stems: samples, pages, known stems."""
+
+from __future__ import annotations
+
+__all__ = ["ADDED", "Added", "run_added"]
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mgdm_audio import STEMS, arguments, samplers
+from mgdm_audio.terminal import Progress, error_line, printable, warning_line
+from mgdm_audio.tree import Input, find_inputs, track_name
+
+if TYPE_CHECKING:
+    from mgdm_audio.cli_separate import Request
+    from mgdm_audio.uncertainty import Uncertainty
+
+ADDED = [
+    click.option("--samples", type=click.IntRange(2, 1000), metavar="N",
+                 help="Several plausible separations, with seeds from --seed on, their mean, and "
+                 "how sure each stem is."),
+    click.option("--seeds", metavar="0-7", help="The same with these seeds; sample i is what its "
+                 "seed alone gives."),
+    click.option("--known", multiple=True, metavar="STEM=FILE",
+                 help="A stem that is there already: it is kept as it is, the rest is inferred."),
+    click.option("--also", multiple=True, metavar="FILE:STEM=GAIN,...", help="Another mix of the "
+                 "same performance, in time with the first: an instrumental (drums=0), or one "
+                 "channel of known panning. Gains are relative to the first mix, 1 if not named."),
+    click.option("--redo", metavar="START-STOP", help="Draw these seconds anew and keep all else; "
+                 "with --from."),
+    click.option("--from", "stems_from", metavar="FOLDER",
+                 type=click.Path(exists=True, file_okay=False, path_type=Path),
+                 help="Folder with the stems that --redo starts from."),
+    click.option("--report", "page", is_flag=True, help="Write a web page to hear and see the "
+                 "result; with several samples, how sure it is. This and the options above write "
+                 "whole stems as WAV, and go with what decides the sampler, --seed, --window, "
+                 "--overlap, --device, --precision and --overwrite."),
+]  # fmt: skip
+"""Options of ``separate``, in the order in which --help lists them."""
+
+_TAKEN = (
+    "files", "output", "model", "regressor", "method", "preset", "quality", "average", "warm_start",
+    "warm_sigma", "seed", "window", "overlap", "batch", "device", "precision", "overwrite", "quiet",
+)  # fmt: skip
+"""Options of ``separate`` that go with those."""
+
+_SUM = 1e-3
+"""How far stems that --redo starts from may miss their song, of its peak: they may have 16 bits."""
+
+
+@dataclass(frozen=True)
+class Added:
+    """The options above, under their names."""
+
+    samples: int | None = None
+    seeds: str | None = None
+    known: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
+    redo: str | None = None
+    stems_from: Path | None = None
+    page: bool = False
+
+    @property
+    def any(self) -> bool:
+        """Whether one of them was given."""
+        return self != Added()
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The options above, read.
+
+    Attributes:
+        seeds: of the draws.
+        known: files of the stems that are there.
+        also: files of further mixes, and their gains.
+        redo: seconds that are drawn anew, and the folder with the stems.
+        page: whether a page is written.
+    """
+
+    seeds: list[int]
+    known: dict[str, Path]
+    also: list[tuple[Path, list[float]]]
+    redo: tuple[float, float, Path] | None
+    page: bool
+
+    def files(self, folder: Path, names: Sequence[str]) -> list[Path]:
+        """What is written for a song: the stems of each draw, those of the mean, and the rest."""
+        sets = [""] if len(self.seeds) == 1 else [*(f"seed-{s}" for s in self.seeds), "mean"]
+        paths = [folder / one / f"{name}.wav" for one in sets for name in names]
+        if len(self.seeds) > 1:
+            paths.append(folder / "uncertainty.json")
+        return [*paths, folder / "report.html"] if self.page else paths
+
+
+def run_added(request: Request, added: Added) -> int:
+    """Does what ``separate`` does with the options above; returns the exit code."""
+    from mgdm_audio.cli_separate import check_writable, claim
+
+    asked = _asked(request, added)
+    inputs, errors = find_inputs(request.files, request.output)
+    if asked.also and len(inputs) > 1:
+        raise click.UsageError("--also takes one FILE, of which there are other mixes")
+    for argument, reason in errors:
+        click.echo(printable(error_line(argument, reason)), err=True)
+    failed = len(errors)
+    todo: list[tuple[Path, Path]] = []
+    owners: dict[Path, Path] = {}
+    read = {item.path.resolve() for item in inputs}
+    read |= {path.resolve() for path in (*asked.known.values(), *(path for path, _ in asked.also))}
+    for item in inputs:
+        claim(owners, read, item.path, asked.files(_folder(request, item), STEMS))
+    for item in inputs:
+        folder = _folder(request, item)
+        try:
+            if folder.is_dir() and any(folder.iterdir()) and not request.overwrite:
+                raise OSError(f"{folder} is not empty; use --overwrite")
+            check_writable(folder)
+        except OSError as error:
+            click.echo(printable(error_line(item.path, error)), err=True)
+            failed += 1
+            continue
+        todo.append((item.path, folder))
+    if not todo:
+        return 1
+    with arguments.reported():
+        separator, measured = _separator(request, added, len(asked.seeds))
+    for file, folder in todo:
+        progress = Progress(file.name, request.quiet)
+        try:
+            written, warnings = _separate(separator, measured, file, folder, asked, progress)
+        except KeyboardInterrupt:
+            progress.close()
+            click.echo("\ninterrupted; finished songs are kept, nothing partial is left", err=True)
+            return 130
+        except (ValueError, OSError, ArithmeticError, RuntimeError, MemoryError) as error:
+            click.echo(printable(error_line(file, error)), err=True)
+            failed += 1
+            continue
+        finally:
+            progress.close()
+        for warning in warnings:
+            click.echo(printable(warning_line(file, warning)), err=True)
+        for path in written:
+            click.echo(printable(path))
+    return 1 if failed else 0
+
+
+def _folder(request: Request, item: Input) -> Path:
+    return request.output / item.folder / track_name(item.path)
+
+
+def _asked(request: Request, added: Added) -> _Asked:
+    """The options, checked against each other."""
+    context = click.get_current_context()
+    for name in context.params:
+        given = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        if given and name not in _TAKEN and name not in Added.__dataclass_fields__:
+            flag = next(p.opts[0] for p in context.command.params if p.name == name)
+            raise click.UsageError(
+                f"{flag} does not go with --samples, --seeds, --known, --also, --redo and --report"
+            )
+    if (added.redo is None) != (added.stems_from is None):
+        raise click.UsageError("--redo and --from go together: what to draw anew, and of what")
+    if sum(map(bool, (added.known, added.also, added.redo))) > 1:
+        raise click.UsageError("--known, --also and --redo exclude each other")
+    redo = None
+    if added.redo is not None and added.stems_from is not None:
+        redo = (*arguments.interval(added.redo), added.stems_from)
+    return _Asked(
+        _seeds(added, request.seed),
+        arguments.pairs(added.known),
+        [arguments.gains(text) for text in added.also],
+        redo,
+        added.page,
+    )
+
+
+def _separate(
+    separator: Any,
+    measured: float,
+    file: Path,
+    folder: Path,
+    asked: _Asked,
+    progress: Progress,
+) -> tuple[list[Path], list[str]]:
+    """What was written, all of it or nothing, and what the user should know of it."""
+    import numpy as np
+
+    from mgdm_audio import audio, write
+    from mgdm_audio.conditional import redo, separate_known, separate_pair
+    from mgdm_audio.uncertainty import assess
+
+    recording = audio.read(file)
+    mix, rate, seeds = recording.samples, recording.sample_rate, asked.seeds
+    single, whole = mix.astype(np.float32), mix
+    facts: dict[str, Any] = {}
+    found: tuple[str, ...] = ()
+    if asked.redo is not None:
+        start, stop, place = asked.redo
+        stems = {name: arguments.stem(place / f"{name}.wav", rate) for name in STEMS}
+        whole = sum(stems.values(), np.zeros(1, np.float32))
+        off = np.abs(whole - mix).max() if whole.shape == mix.shape else np.inf
+        if not off <= _SUM * np.abs(mix).max():
+            raise ValueError(f"the stems in {place} are not of this song: they do not add up to it")
+        result = redo(separator, stems, start, stop, rate, seeds, callback=progress)
+        draws, found = result.draws, result.warnings
+        settings = result.settings | {"redo": f"{start:g}-{stop:g}"}
+    elif asked.known:
+        given = {name: arguments.stem(path, rate) for name, path in asked.known.items()}
+        result = separate_known(separator, single, given, rate, seeds, progress)
+        draws, found = result.draws, result.warnings
+        settings = result.settings | {"known": {n: str(p) for n, p in asked.known.items()}}
+    elif asked.also:
+        mixes = [single, *(arguments.stem(path, rate) for path, _ in asked.also)]
+        gains = [[1.0] * len(STEMS), *(row for _, row in asked.also)]
+        result = separate_pair(separator, mixes, gains, rate, seeds, progress)
+        draws, found = result.draws, result.warnings
+        also = [arguments.gains_text(path, row) for path, row in asked.also]
+        settings = result.settings | {"also": also}
+    else:
+        done = []
+        for i, seed in enumerate(seeds):
+            one = separator.separate(
+                mix, rate, seed=seed,
+                callback=lambda d, t, i=i: progress(i * t + d, len(seeds) * t),
+            )  # fmt: skip
+            facts[f"residual of seed {seed}"] = f"{one.residual_db:.1f} dB"
+            found += one.warnings
+            done.append({name: np.asarray(x) for name, x in one.stems.items()})
+        draws, settings = tuple(done), separator.describe()
+    warnings = list(dict.fromkeys((*recording.warnings, *found)))
+    names = list(draws[0])
+    free = [names.index(name) for name in names if name not in asked.known]
+    stacks = [np.stack([draw[name] for name in names]).astype(whole.dtype) for draw in draws]
+    for stack in stacks if whole.dtype == np.float64 else ():
+        stack[free] += (whole - stack.sum(0)) / len(free)  # what single precision left over
+    report = {"file": str(file), "seeds": seeds, "settings": settings, **facts}
+    uncertainty: Uncertainty | None = None
+    if len(seeds) > 1:
+        uncertainty = assess(stacks, names, rate, measured)
+        stacks.append(uncertainty.mean)
+        report["uncertainty"] = uncertainty.to_dict()
+    paths = asked.files(folder, names)
+    subtype = write.output_subtype(recording.subtype)
+    with write.staged(paths) as temporary:
+        rest = iter(temporary)
+        for stack in stacks:
+            write.fill_stems([next(rest) for _ in names], stack, whole, rate, subtype)
+        if uncertainty is not None:
+            arguments.write_json(next(rest), report)
+        if asked.page:
+            from mgdm_audio.page import page
+
+            text = page(
+                file.name, mix, dict(zip(names, stacks[-1], strict=True)), rate,
+                {"seeds": seeds, **settings}, facts=facts, warnings=warnings,
+                uncertainty=uncertainty,
+            )  # fmt: skip
+            next(rest).write_text(text, encoding="utf-8")
+    return paths, warnings
+
+
+def _separator(request: Request, added: Added, draws: int) -> tuple[Any, float]:
+    """The separator that was asked for, or the one that suits the task; and its spread over its
+    error, where that was measured."""
+    from mgdm_audio.cli_separate import check_regressor, with_quality
+    from mgdm_audio.posterior import DEFAULTS, SPREAD_OVER_ERROR, separator_for
+    from mgdm_audio.separate import OVERLAP, WINDOW, Separator
+
+    source = click.get_current_context().get_parameter_source
+    named = {
+        name
+        for name in ("quality", "method", "preset", "average", "warm_start", "warm_sigma")
+        if source(name) is click.core.ParameterSource.COMMANDLINE
+    }
+    asked = {"samples": draws > 1, "redo": added.redo, "known": added.known, "also": added.also}
+    task = next((name for name, here in asked.items() if here), None)
+    if task is not None and "average" in named:
+        raise click.UsageError("--average goes with --report alone: what is drawn here is a sample")
+    suits = task is not None and named <= {"preset"}
+    if not suits or request.model is not None:
+        check_regressor(request)  # what suits a task begins with one, unless a prior is named
+    options = {"device": request.device, "precision": request.precision, "batch": request.batch}
+    if request.regressor is not None:
+        options["regressor"] = request.regressor
+    make: Any = Separator
+    if task is None:
+        options |= with_quality(request).settings()
+    elif suits:
+        make = functools.partial(separator_for, task)
+        if named:
+            options["preset"] = request.preset
+            method = DEFAULTS[task]["method"]
+            if request.preset not in samplers.sampler_class(method).PRESETS:
+                raise click.UsageError(f"--preset {request.preset} needs --method")
+    else:
+        options |= request.settings() | {"average": 1}
+    separator = make(request.model, **options)
+    own = request.model is None and request.regressor is None
+    measured = task == "samples" and not named and own
+    spread = SPREAD_OVER_ERROR if measured else 1.0
+    if request.window is None and request.overlap is None:
+        return separator, spread
+    rate = separator.prior.sample_rate
+    window = WINDOW if request.window is None else round(request.window * rate)
+    overlap = min(OVERLAP, window // 2)
+    if request.overlap is not None:
+        overlap = round(request.overlap * rate)
+    return make(request.model, window=window, overlap=overlap, **options), spread
+
+
+def _seeds(added: Added, seed: int | None) -> list[int]:
+    from mgdm_audio.samples import parse_seeds
+
+    if added.seeds is not None:
+        if added.samples is not None or seed is not None:
+            raise click.UsageError("--seeds excludes --samples and --seed")
+        try:
+            return parse_seeds(added.seeds)
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="'--seeds'") from error
+    if seed is None:
+        from mgdm_audio.separate import draw_seed
+
+        seed = draw_seed()
+    return list(range(seed, seed + (added.samples or 1)))
