@@ -194,6 +194,11 @@ def test_evaluate(run, song, music, tmp_path):
     result = run("evaluate", "true", "guess")
     assert result.exit_code == 0, result.output
     assert "| song |" in result.stdout
+    assert run("evaluate", "true", "guess", "--csv", "new/scores.csv").exit_code == 0
+    assert "si_sdr" in (tmp_path / "new" / "scores.csv").read_text()
+    nowhere = run("evaluate", "true", "guess", "--csv", "song.wav/scores.csv")
+    assert nowhere.exit_code == 1
+    assert "song.wav is not a folder" in nowhere.stderr
     missing = run("evaluate", "true", "separated_not_there")
     assert missing.exit_code == 2
 
