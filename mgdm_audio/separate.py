@@ -125,8 +125,8 @@ def resolve_device(device: str | torch.device) -> torch.device:
 class Separator:
     """Separates recordings with one prior and one sampler.
 
-    With no model, method, preset, average, warm start or setting named, it is the quality
-    ``default`` of :data:`mgdm_audio.cost.QUALITIES`: MGDM begun from the regressor's estimate.
+    With no quality, model, method, preset, average, warm start or setting named, it is the quality
+    ``default``: MGDM begun from the regressor's estimate.
 
     Arguments:
         model: name or folder of a model, or a loaded one: a prior, or a regressor for the methods
@@ -155,12 +155,16 @@ class Separator:
         independent: take the stems as independent of each other: the product of the single-stem
             priors that the model holds in place of the joint one, at a network call for each stem.
         regressor: name or folder of the regressor that a method or its warm start asks, or a
-            loaded one; by default the shipped one.
+            loaded one; by default the one of the quality, or the shipped one.
+        quality: ``fast``, ``default`` or ``best``, see :data:`mgdm_audio.cost.QUALITIES`. It stands
+            for method, preset, average, warm start and its level, so that none of them nor a
+            setting goes with it, and for the regressor where none is named.
         settings: sampler settings that replace those of the preset.
 
     Raises:
-        ValueError: for an unknown model, method, preset, device or setting, for options that do
-            not go together, and for a sampler whose noise levels the prior was not trained on.
+        ValueError: for an unknown quality, model, method, preset, device or setting, for options
+            that do not go together, and for a sampler whose noise levels the prior was not trained
+            on.
     """
 
     def __init__(
@@ -182,14 +186,26 @@ class Separator:
         warm_sigma: float | None = None,
         independent: bool = False,
         regressor: str | os.PathLike[str] | hub.Regressor | None = None,
+        quality: str | None = None,
         **settings: Any,
     ) -> None:
         self.device = resolve_device(device)
-        named = (model, method, preset, average, warm_start, warm_sigma)
-        if not settings and all(value is None for value in named):
-            quality = QUALITIES["default"]
-            method, preset, average = quality["method"], quality["preset"], quality["average"]
-            warm_start, warm_sigma = quality["warm_start"], quality["warm_sigma"]
+        decided = {
+            "method": method, "preset": preset, "average": average, "warm_start": warm_start,
+            "warm_sigma": warm_sigma, **settings,
+        }  # fmt: skip
+        named = [name for name, value in decided.items() if value is not None or name in settings]
+        if quality is None and model is None and not named:
+            quality = "default"
+        if quality is not None:
+            if quality not in QUALITIES:
+                raise ValueError(f"unknown quality '{quality}'; there are {', '.join(QUALITIES)}")
+            if named:
+                raise ValueError(f"quality decides {named[0]}; give one of them")
+            chosen = QUALITIES[quality]
+            method, preset, average = chosen["method"], chosen["preset"], chosen["average"]
+            warm_start, warm_sigma = chosen["warm_start"], chosen["warm_sigma"]
+            regressor = chosen["regressor"] if regressor is None else regressor
         method, preset = method or "mgdm", preset or "default"
         average = 1 if average is None else average
         self.method, self.preset = method, preset

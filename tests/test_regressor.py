@@ -530,6 +530,39 @@ def test_the_quality_best_asks_the_larger_regressor():
     assert separator.describe()["regressor"] == "regressor-large"
 
 
+@pytest.mark.parametrize("name", list(QUALITIES))
+def test_a_quality_is_what_it_stands_for(name):
+    assert Separator(quality=name).describe() == Separator(**QUALITIES[name]).describe()
+
+
+def test_a_quality_with_models_of_ones_own(prior):
+    by_name = Separator(quality="best", regressor="regressor")
+    assert by_name.describe()["regressor"] == "regressor"
+    separator = Separator(prior, quality="fast", device="cpu", window=8192, overlap=2048)
+    assert separator.prior is prior
+    assert separator.describe()["warm_start"] == QUALITIES["fast"]["warm_start"]
+    # A model alone is no quality.
+    assert "warm_start" not in Separator(prior).describe()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"quality": "x"}, "^unknown quality 'x'; there are fast, default, best$"),
+        ({"quality": "x", "steps": 3}, "^unknown quality 'x'"),
+        ({"quality": "default", "method": "mgdm"}, "^quality decides method; give one of them$"),
+        ({"quality": "default", "preset": "light"}, "quality decides preset"),
+        ({"quality": "default", "average": 2}, "quality decides average"),
+        ({"quality": "default", "warm_start": "ddnm"}, "quality decides warm_start"),
+        ({"quality": "default", "warm_sigma": 0.03}, "quality decides warm_sigma"),
+        ({"quality": "default", "steps": 3}, "quality decides steps"),
+    ],
+)
+def test_what_does_not_go_with_a_quality(prior, options, message):
+    with pytest.raises(ValueError, match=message):
+        Separator(prior, **options)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
