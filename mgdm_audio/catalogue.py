@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = ["Catalogue", "Files", "Summary", "plan", "run"]
 
+import inspect
 import json
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -126,8 +127,15 @@ def plan(
     runs: list[Run] = []
     done = 0
     for members in kinds.values():
-        run = _run(output, _changed(options, members[0], keep), files, build)
-        if run in runs:
+        changed = _changed(options, members[0], keep)
+        try:
+            run = _run(output, changed, files, build)
+        except ValueError as error:
+            if not members[0].settings:
+                raise
+            raise ValueError(f"{members[0].path}: {error}") from error
+        # Options that differ may say the same: a quality, or all that it stands for.
+        if run.fingerprint in [earlier.fingerprint for earlier in runs]:
             raise ValueError(
                 f"{members[0].path}: its settings {dict(members[0].settings)} come to those of "
                 "other songs; write them in one way, or leave them out"
@@ -195,16 +203,19 @@ def _changed(
     own = dict(song.settings)
     if fixed := [name for name in own if name in FIXED]:
         raise ValueError(f"{song.path}: '{fixed[0]}' is the same for all songs of a catalogue")
-    if (quality := own.pop("quality", None)) is not None:
-        if quality not in QUALITIES:
-            raise ValueError(
-                f"{song.path}: unknown quality '{quality}'; there are {', '.join(QUALITIES)}"
-            )
-        own = {**{n: v for n, v in QUALITIES[quality].items() if n not in keep}, **own}
-    # A method stands for all that goes with it: a warm start belongs to the one that is replaced.
-    decided = {*next(iter(QUALITIES.values()))} - {*keep} if "method" in own else set()
-    kept = {name: value for name, value in options.items() if name not in decided}
-    return {**kept, **own}
+    if "quality" in own or "method" in own:
+        # Each stands for all that goes with it: a warm start, or a setting of a sampler, belongs
+        # to the one that is replaced.
+        options = {name: v for name, v in options.items() if name in keep or not _decided(name)}
+    return {**options, **own}
+
+
+def _decided(name: str) -> bool:
+    """Whether a quality or a method decides an argument of a separator."""
+    from mgdm_audio.separate import Separator
+
+    named = inspect.signature(Separator).parameters
+    return name == "quality" or name in QUALITIES["default"] or name not in named
 
 
 def _run(

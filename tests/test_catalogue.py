@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import errno
 import json
@@ -329,7 +330,9 @@ def test_tables_give_seeds_settings_and_known_stems(songs, tmp_path):
     ("settings", "message"),
     [
         ({"device": "cpu"}, "'device' is the same for all songs"),
-        ({"quality": "none"}, "unknown quality 'none'"),
+        ({"quality": "none"}, "01.wav: unknown quality 'none'; there are fast, default, best"),
+        ({"quality": "fast", "average": 3}, "01.wav: quality decides average"),
+        ({"quality": "fast", "steps": 4}, "01.wav: quality decides steps"),
         ({"nonsense": 1}, "nonsense"),
         ({"steps": 4}, "come to those of other songs"),
         ({"method": "none"}, "none"),
@@ -360,7 +363,8 @@ def test_a_regressor_that_the_command_names_stays(songs, tmp_path, settings, exp
         given = []
 
         def make(**options):
-            given.append(options.get("regressor"))
+            quality = QUALITIES.get(options.get("quality"), {})
+            given.append(options.get("regressor") or quality.get("regressor"))
             return build(**OPTIONS)
 
         song = find_songs(str(songs), str(tmp_path / "out"))[0]
@@ -372,6 +376,60 @@ def test_a_regressor_that_the_command_names_stays(songs, tmp_path, settings, exp
     assert asked(("regressor",), regressor="mine") == [expected]
     if settings == {"quality": "best"}:
         assert asked(()) == ["regressor-large"]
+
+
+def settings_table(folder, *settings):
+    """A table with a song for each of the settings, None for none."""
+    rows = [
+        {"path": f"{i}.wav", "settings": json.dumps(own) if own else ""}
+        for i, own in enumerate(settings)
+    ]
+    with (folder / "songs.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["path", "settings"])
+        writer.writeheader()
+        writer.writerows(rows)
+    return folder / "songs.csv"
+
+
+def test_the_quality_of_a_song_is_that_of_a_separator(tmp_path):
+    """Whatever the command's options are: a warm start, or settings of its sampler."""
+    quick = {**QUALITIES["fast"], "precision": "float32", "window": 8192, "overlap": 2048}
+    ddnm = {"method": "ddnm", "steps": 5, "precision": "float32", "window": 8192, "overlap": 2048}
+    songs = find_songs(str(settings_table(tmp_path, {"quality": "default"})), "out")
+    runs = [
+        catalogue.plan(songs, str(tmp_path / "out"), options, FILES).runs
+        for options in (quick, ddnm)
+    ]
+    alone = Separator(
+        quality="default", device="cpu", precision="float32", window=8192, overlap=2048
+    )
+    for (run,) in runs:
+        assert run.describes == json.loads(json.dumps(alone.describe()))
+    assert runs[0][0].url == runs[1][0].url
+
+
+def test_a_quality_that_is_the_command_s_is_no_other_run(tmp_path):
+    """The same settings in other words would write into the same folder."""
+    songs = find_songs(str(settings_table(tmp_path, None, {"quality": "fast"})), "out")
+    options = {**QUALITIES["fast"], "precision": "float32"}
+    with pytest.raises(ValueError, match="come to those of other songs"):
+        catalogue.plan(songs, str(tmp_path / "out"), options, FILES)
+
+
+def test_a_method_of_a_song_drops_the_settings_of_the_command_s(songs, tmp_path):
+    given = []
+
+    def make(**options):
+        given.append(
+            {n: v for n, v in options.items() if n in ("method", "steps", "window", "quality")}
+        )
+        return build(**OPTIONS)
+
+    song = find_songs(str(songs), str(tmp_path / "out"))[0]
+    song = dataclasses.replace(song, settings={"method": "dps"})
+    options = {"quality": "best", "steps": 5, "window": 8192}
+    catalogue.plan([song], str(tmp_path / "out"), options, FILES, 1, make)
+    assert given == [{"method": "dps", "window": 8192}]
 
 
 @pytest.fixture
