@@ -102,7 +102,7 @@ def plan(
     build: Callable[..., Separator] | None = None,
     keep: Collection[str] = (),
 ) -> Catalogue:
-    """What is to do for songs.
+    """What is to do for songs. Nothing is written.
 
     Arguments:
         songs: see :func:`mgdm_audio.songs.find_songs`.
@@ -116,8 +116,9 @@ def plan(
             not replace them.
 
     Raises:
-        ValueError: for settings that a separator refuses, and songs that ask for what cannot be.
-        OSError: if the output cannot be read or written.
+        ValueError: for settings that a separator refuses, songs that ask for what cannot be, and
+            a run's folder whose ``settings.json`` was changed.
+        OSError: if the output cannot be read.
     """
     output = Place(output).url
     kinds: dict[str, list[CatalogueSong]] = {}
@@ -143,7 +144,7 @@ def plan(
         for song in members:
             _check_known(song, run, options)
         runs.append(run)
-        _begin(run)
+        _is_begun(run)  # refuses a folder that was changed
         missing = _missing(run, members)
         done += len(members) - len(missing)
         units += [Unit(run, tuple(missing[i : i + group])) for i in range(0, len(missing), group)]
@@ -167,8 +168,12 @@ def run(
 
     Raises:
         EngineError: if workers die whatever they are given.
-        OSError: if a manifest cannot be read or written, or the disks of all workers are full.
+        ValueError: if a run's folder has another ``settings.json``; nothing was separated then.
+        OSError: if settings or a manifest cannot be read or written, or the disks of all workers
+            are full.
     """
+    for each in catalogue.runs:
+        _begin(each)
     summary = Summary()
     units = catalogue.units
     full = 0
@@ -251,20 +256,30 @@ def _check_known(song: CatalogueSong, run: Run, options: Mapping[str, Any]) -> N
         )
 
 
-def _begin(run: Run) -> None:
-    """Writes what the run is, if it is a new one."""
-    place = Place(run.url)
-    described = {"fingerprint": run.fingerprint, **run.settings}
+def _described(run: Run) -> dict[str, Any]:
+    """What ``settings.json`` says of a run."""
+    return {"fingerprint": run.fingerprint, **run.settings}
+
+
+def _is_begun(run: Run) -> bool:
+    """Whether the folder says what the run is. Raises ValueError if it says something else."""
     try:
-        earlier = json.loads(place.read(SETTINGS))
+        earlier = json.loads(Place(run.url).read(SETTINGS))
     except FileNotFoundError:
-        place.write((json.dumps(described, indent=2) + "\n").encode(), SETTINGS)
-        return
-    if earlier != described:
+        return False
+    if earlier != _described(run):
         raise ValueError(
             f"{join(run.url, SETTINGS)} is not what its folder is named for; was it changed? "
             "Move the folder away, or choose another output"
         )
+    return True
+
+
+def _begin(run: Run) -> None:
+    """Writes what the run is, if it is a new one."""
+    if not _is_begun(run):
+        content = json.dumps(_described(run), indent=2) + "\n"
+        Place(run.url).write(content.encode(), SETTINGS)
 
 
 def _missing(run: Run, songs: Sequence[CatalogueSong]) -> list[CatalogueSong]:

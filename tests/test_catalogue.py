@@ -128,6 +128,30 @@ def test_another_setting_is_another_run(songs, tmp_path):
     (Path(first) / "settings.json").write_text("{}")
     with pytest.raises(ValueError, match="not what its folder is named for"):
         separate(songs, out)
+    assert contents(first) == before
+
+
+def test_a_plan_writes_nothing_and_a_run_says_what_it_is_before_it_works(songs, tmp_path):
+    out = tmp_path / "out"
+    plan = catalogue.plan(catalogue_songs(songs, tmp_path), str(out), OPTIONS, FILES, build=build)
+    assert not out.exists()
+    settings = Path(plan.runs[0].url) / "settings.json"
+    seen = []
+
+    class Watched(LocalEngine):
+        def run(self, make, items):
+            seen.append(settings.exists())
+            return super().run(make, items)
+
+    make = songwork.Separate("cpu", 1, 1, None, build)
+    assert catalogue.run(Watched(), make, plan).done == 4
+    assert seen == [True]
+    assert json.loads(settings.read_text())["fingerprint"] == plan.runs[0].fingerprint
+    # What was changed between plan and run is not worked on.
+    settings.write_text("{}")
+    with pytest.raises(ValueError, match="not what its folder is named for"):
+        catalogue.run(Watched(), make, plan)
+    assert seen == [True]
 
 
 def test_workers_groups_and_order_change_nothing(songs, tmp_path):
@@ -459,7 +483,7 @@ def test_command(run, songs, tmp_path):
     (songs / "bad.wav").write_text("no audio")
     planned = run(*plain, "--dry-run")
     assert "5 songs, 0 done, 5 to do" in planned.stderr
-    assert not list(tmp_path.glob("out/run-*/stems"))
+    assert not (tmp_path / "out").exists()
     first = run(*plain)
     assert first.exit_code == 1, first.output
     assert first.stdout.split() == planned.stdout.split()
