@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = ["ArraySource", "Given", "Heard", "Source", "in_memory"]
 
 import hashlib
+import math
+import numbers
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -76,17 +78,18 @@ class ArraySource:
 
 
 def in_memory(
-    source: Given, sample_rate: int | None
+    source: Given, sample_rate: float | None
 ) -> tuple[ArraySource, Callable[[Tensor], Any]]:
     """A recording that was given, and the way from a result (C, T) back to its kind and shape.
 
     Arguments:
         source: path of a file; or samples, (T,) or (C, T), see `Separator.separate`.
-        sample_rate: in hertz, required for samples, not allowed for files.
+        sample_rate: in hertz, a whole number of any numeric type; required for samples, not
+            allowed for files.
 
     Raises:
         AudioError: for a file or samples that cannot be used.
-        ValueError: for a rate that is missing, or not allowed.
+        ValueError: for a rate that is missing, no whole number, or not allowed.
         TypeError: for a source of another type.
     """
     if isinstance(source, (str, os.PathLike)):
@@ -99,10 +102,16 @@ def in_memory(
         raise TypeError(
             f"expected a path, a NumPy array or a torch tensor, got {type(source).__name__}"
         )
-    if sample_rate is None or sample_rate < 1:
-        raise ValueError(f"samples need their sample_rate in hertz, got {sample_rate}")
+    if sample_rate is None:
+        raise ValueError("samples need their sample_rate in hertz, got None")
+    rate = _whole(sample_rate)
     kind = source
-    array = source.detach().cpu().numpy() if isinstance(source, Tensor) else source
+    if isinstance(source, Tensor):
+        held = source.detach().cpu()
+        # NumPy has no bfloat16.
+        array = (held.float() if held.dtype == torch.bfloat16 else held).numpy()
+    else:
+        array = source
     if array.ndim not in (1, 2) or array.size == 0:
         raise audio.AudioError(
             f"samples must have shape (T,) or (C, T) and not be empty, got {array.shape}"
@@ -118,8 +127,7 @@ def in_memory(
     if not np.isfinite(array).all():
         first = int(np.argwhere(~np.isfinite(np.atleast_2d(array)).all(0))[0, 0])
         raise audio.AudioError(
-            f"samples must be finite, got NaN or infinity at sample {first} "
-            f"({first / sample_rate:.6f} s)"
+            f"samples must be finite, got NaN or infinity at sample {first} ({first / rate:.6f} s)"
         )
     dtype = np.float64 if array.dtype == np.float64 and kind.dtype in _DOUBLE else np.float32
     samples: NDArray[Any] = np.array(np.atleast_2d(array), dtype=dtype, order="C")
@@ -128,7 +136,15 @@ def in_memory(
         shaped = x.reshape(kind.shape)
         return shaped.to(kind.device) if isinstance(kind, Tensor) else shaped.numpy()
 
-    return ArraySource(samples, sample_rate), restore
+    return ArraySource(samples, rate), restore
+
+
+def _whole(rate: Any) -> int:
+    """A sample rate as an int. Raises ValueError if it is no whole number of hertz from 1 up."""
+    real = isinstance(rate, numbers.Real) and not isinstance(rate, bool)
+    if not real or not math.isfinite(rate) or rate != int(rate) or rate < 1:
+        raise ValueError(f"sample_rate must be a whole number of hertz, got {rate!r}")
+    return int(rate)
 
 
 _DOUBLE = (np.dtype("float64"), torch.float64)

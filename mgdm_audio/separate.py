@@ -16,7 +16,7 @@ import dataclasses
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mgdm_audio import STEMS, batch, hub, samplers, write
@@ -77,23 +78,37 @@ class Separation:
     subtype: str | None = None
     warnings: tuple[str, ...] = ()
 
-    def write(self, paths: dict[str, Path]) -> str:
-        """Writes each stem as a WAV file, all of them or none.
+    def write(self, paths: Mapping[str, str | os.PathLike[str]]) -> str:
+        """Writes stems as WAV files, all of them or none.
 
         Arguments:
-            paths: the file of each stem.
+            paths: the file of each stem that is wanted; missing folders are made.
 
         Returns:
             The sample format used: that of the source's file where WAV has it (see
-            :func:`mgdm_audio.write.output_subtype`), FLOAT for arrays.
+            :func:`mgdm_audio.write.output_subtype`), FLOAT for arrays and where a stem exceeds
+            full scale.
 
         Raises:
+            ValueError: for a stem that there is not, and if none is named.
             OSError: if a file cannot be written; nothing is left behind then.
         """
+        names = list(self.stems)
+        if not paths:
+            raise ValueError(f"no stem is named; there are {', '.join(names)}")
+        if unknown := [name for name in paths if name not in names]:
+            raise ValueError(f"there is no stem '{unknown[0]}'; there are {', '.join(names)}")
         subtype = "FLOAT" if self.subtype is None else write.output_subtype(self.subtype)
-        stack = np.stack([np.atleast_2d(np.asarray(self.stems[name])) for name in paths])
-        mix = np.atleast_2d(np.asarray(self.mix))
-        return write.write_stems(list(paths.values()), stack, mix, self.sample_rate, subtype)
+        # All stems, whatever is wanted: they are rounded so that together they are the mix.
+        stack, mix = np.stack([_rows(stem) for stem in self.stems.values()]), _rows(self.mix)
+        files = [Path(path) for path in paths.values()]
+        groups = [(names.index(name),) for name in paths]
+        return write.write_stems(files, stack, mix, self.sample_rate, subtype, groups)
+
+
+def _rows(samples: Any) -> NDArray[np.floating]:
+    """Samples of a stem, (T,) or (C, T), an array or a tensor on any device, as (C, T)."""
+    return np.atleast_2d(torch.as_tensor(samples).cpu().numpy())
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -270,7 +285,7 @@ class Separator:
     def separate(
         self,
         source: Given,
-        sample_rate: int | None = None,
+        sample_rate: float | None = None,
         *,
         seed: int | None = None,
         callback: Callback | None = None,
@@ -281,7 +296,8 @@ class Separator:
             source: path of a WAV, FLAC, OGG or MP3 file; or samples, a NumPy array or torch tensor
                 of shape (T,) or (C, T), floating point with full scale at 1 or signed integers
                 with full scale at the end of their range. It is never changed.
-            sample_rate: in hertz, required for samples, not allowed for files.
+            sample_rate: in hertz, a whole number of any numeric type; required for samples, not
+                allowed for files.
             seed: 0 to 2^63 - 1; by default a random one, which the result records.
             callback: told (done, total) in planned network calls; raising in it cancels.
 
@@ -290,6 +306,9 @@ class Separator:
 
         Raises:
             AudioError: for a file or samples that cannot be used.
+            ValueError: for a sample rate that is missing, no whole number, or not allowed, and for
+                a seed out of range.
+            TypeError: for a source of another type.
             FloatingPointError: if the sampler gives values that are not finite.
         """
         start = time.monotonic()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from mgdm_audio import STEMS, Separator, song
 from mgdm_audio.audio import AudioError, resample
 from mgdm_audio.files import Options, Task, separate_files
 from mgdm_audio.metrics import si_sdr_improvement
-from mgdm_audio.recording import ArraySource
+from mgdm_audio.recording import ArraySource, in_memory
 from mgdm_audio.samplers.mgdm import MGDM
 from mgdm_audio.store import MemoryStore
 
@@ -190,6 +193,34 @@ def test_kinds_of_samples(separator, music, dtype):
     assert np.array_equal(tensor.numpy(), array)
 
 
+def test_bfloat16_is_taken_as_float32(separator, music):
+    x = torch.from_numpy(music.sum(0)).bfloat16()
+    stem = separator.separate(x, 22050, seed=0).stems["bass"]
+    assert stem.dtype == torch.float32
+    assert torch.equal(stem, separator.separate(x.float(), 22050, seed=0).stems["bass"])
+
+
+@pytest.mark.parametrize(
+    "rate",
+    [44100, np.int64(44100), np.uint16(44100), 44100.0, np.float32(44100), Fraction(44100)],
+    ids=lambda rate: type(rate).__name__,
+)
+def test_whole_rates_of_any_type(rate):
+    recording, _ = in_memory(np.zeros(4, np.float32), rate)
+    assert (recording.sample_rate, type(recording.sample_rate)) == (44100, int)
+
+
+@pytest.mark.parametrize(
+    "rate",
+    [44100.5, "44100", True, np.bool_(True), 0, -44100, 0.5, float("nan"), float("inf"), [44100]],
+    ids=repr,
+)
+def test_rates_that_are_no_whole_number(rate):
+    message = f"sample_rate must be a whole number of hertz, got {rate!r}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        in_memory(np.zeros(4, np.float32), rate)
+
+
 def test_progress_is_whole_and_can_cancel(separator, music):
     seen = []
     mix = music.sum(0)
@@ -258,3 +289,35 @@ def test_written_stems_null(separator, music, tmp_path, subtype, channels):
     rest = np.abs(sum(r.astype(np.float64) for r in read) - source).max()
     assert rest == 0 if dtype == "int32" else rest <= 1e-6
     assert sf.info(paths["bass"]).samplerate == 44100
+
+
+def test_some_stems_are_those_of_all(separator, music, tmp_path):
+    """Units that rounding shares out do not depend on what is written."""
+    sf.write(tmp_path / "song.wav", music.sum(0), 22050, subtype="PCM_16")
+    result = separator.separate(tmp_path / "song.wav", seed=0)
+    result.write({name: tmp_path / "all" / f"{name}.wav" for name in STEMS})
+    some = {"piano": str(tmp_path / "some" / "p.wav"), "drums": tmp_path / "some" / "d.wav"}
+    assert result.write(some) == "PCM_16"
+    assert {path.name for path in (tmp_path / "some").iterdir()} == {"p.wav", "d.wav"}
+    for name, path in some.items():
+        assert Path(path).read_bytes() == (tmp_path / "all" / f"{name}.wav").read_bytes()
+
+
+def test_stems_of_a_tensor_are_written(separator, music, tmp_path):
+    result = separator.separate(torch.from_numpy(music.sum(0)), 22050, seed=0)
+    assert result.write({"drums": str(tmp_path / "d.wav")}) == "FLOAT"
+    assert np.array_equal(sf.read(tmp_path / "d.wav", dtype="float32")[0], result.stems["drums"])
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("bass", "voice"), "^there is no stem 'voice'; there are bass, drums, guitar, piano$"),
+        ((), "^no stem is named; there are bass, drums, guitar, piano$"),
+    ],
+)
+def test_stems_that_cannot_be_written(separator, music, tmp_path, names, message):
+    result = separator.separate(music.sum(0)[:4000], 22050, seed=0)
+    with pytest.raises(ValueError, match=message):
+        result.write({name: tmp_path / "out" / f"{name}.wav" for name in names})
+    assert not (tmp_path / "out").exists()
