@@ -7,6 +7,7 @@ __all__ = ["COLUMNS", "CatalogueSong", "find_songs"]
 import csv
 import io
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -14,7 +15,7 @@ from typing import Any
 
 from mgdm_audio import STEMS
 from mgdm_audio.places import Place, Stamp, join
-from mgdm_audio.tree import ACCEPTED, InputError
+from mgdm_audio.tree import ACCEPTED, InputError, all_below_output
 
 COLUMNS = ("path", "name", "seed", "settings", "known")
 """Columns of a table of songs; all but the first may be absent, and cells empty."""
@@ -51,15 +52,18 @@ def find_songs(source: str, output: str) -> list[CatalogueSong]:
         output: where stems go; what lies there is not taken.
 
     Raises:
-        InputError: if there is no song, a table cannot be used, or two songs have one name.
+        InputError: if there is no song, the input is a path and nothing is there, a table cannot
+            be used, or two songs have one name.
         OSError: if it cannot be read.
     """
     place = Place(source)
+    files: Mapping[str, Stamp] = {}
     if source.endswith((".csv", ".parquet")):
         songs = list(_from_table(source, place))
     elif place.is_folder():
         root = place.root.rstrip("/")
-        songs = list(_from_files(place, place.files(), root, Place(output)))
+        files = place.files()
+        songs = list(_from_files(place, files, root, Place(output)))
     elif any(character in source for character in "*?["):
         fixed = source
         while any(character in fixed for character in "*?["):
@@ -69,9 +73,14 @@ def find_songs(source: str, output: str) -> list[CatalogueSong]:
         files = {path: stamp for path, stamp in base.files().items() if path in names}
         songs = list(_from_files(base, files, base.root.rstrip("/"), Place(output)))
     else:
+        # Only here: whether an object is there, its worker finds out.
+        if place.local and not os.path.lexists(place.root):
+            raise InputError(f"{source}: there is no such file or folder")
         name = PurePosixPath(place.root).stem
         songs = [CatalogueSong(place.url, name if name.strip(".") else "song")]
     if not songs:
+        if any(map(_is_audio, files)):
+            raise InputError(all_below_output(source))
         raise InputError(
             f"{source}: there is no song; files ending in {', '.join(ACCEPTED)} are taken from a "
             "folder, and rows from a table"
@@ -87,14 +96,17 @@ def _from_files(
     out = output.root.rstrip("/") + "/"
     inside = output.local == place.local and (output.local or output.url.startswith(protocol))
     for path, stamp in files.items():
-        file = PurePosixPath(path)
-        if file.suffix.lower() not in ACCEPTED or (inside and path.startswith(out)):
+        if not _is_audio(path) or (inside and path.startswith(out)):
             continue
         relative = PurePosixPath(path[len(root) :].lstrip("/"))
         stem = relative.stem if relative.stem.strip(".") else relative.name.replace(".", "_")
         yield CatalogueSong(
             path if place.local else protocol + path, str(relative.with_name(stem)), stamp=stamp
         )
+
+
+def _is_audio(path: str) -> bool:
+    return PurePosixPath(path).suffix.lower() in ACCEPTED
 
 
 def _from_table(source: str, place: Place) -> Iterator[CatalogueSong]:

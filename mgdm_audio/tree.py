@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["ACCEPTED", "Input", "InputError", "find_inputs", "track_name", "work_folder"]
+__all__ = [
+    "ACCEPTED",
+    "Input",
+    "InputError",
+    "all_below_output",
+    "find_inputs",
+    "track_name",
+    "work_folder",
+]
 
 import glob
 import hashlib
@@ -63,28 +71,37 @@ def find_inputs(
 
 def _expand(path: Path, argument: str, output: Path) -> Iterator[Input]:
     if path.is_dir():
-        files = sorted(
-            file
-            for file in path.rglob("*")
-            if file.suffix.lower() in ACCEPTED
-            and file.is_file()
-            and output not in file.resolve().parents
+        every = sorted(
+            file for file in path.rglob("*") if file.suffix.lower() in ACCEPTED and file.is_file()
         )
-        if not files:
+        if not every:
             raise InputError(
                 f"{argument}: there is no audio file in this folder; files ending in "
                 f"{', '.join(ACCEPTED)} are taken"
             )
+        files = _outside(every, argument, output)
         yield from (Input(file, file.parent.relative_to(path)) for file in files)
     elif os.path.lexists(path) or not glob.has_magic(argument):
         yield Input(path)
     else:
         names = sorted(glob.glob(argument, recursive=True))
-        files = [Path(name) for name in names if Path(name).is_file()]
-        files = [file for file in files if output not in file.resolve().parents]
-        if not files:
+        every = [Path(name) for name in names if Path(name).is_file()]
+        if not every:
             raise InputError(f"{argument}: no file matches this pattern")
-        yield from map(Input, files)
+        yield from map(Input, _outside(every, argument, output))
+
+
+def _outside(files: Sequence[Path], argument: str, output: Path) -> list[Path]:
+    """Those of the files that are not below the output folder. Raises InputError if none is."""
+    found = [file for file in files if output not in file.resolve().parents]
+    if not found:
+        raise InputError(all_below_output(argument))
+    return found
+
+
+def all_below_output(argument: str) -> str:
+    """The message for a folder or pattern whose files are all below the output folder."""
+    return f"all audio files of {argument} lie in the output folder; choose another one (-o)"
 
 
 def track_name(path: Path) -> str:

@@ -47,6 +47,23 @@ def test_nothing_there(folder, source):
         find_songs(str(folder / source), "out")
 
 
+@pytest.mark.parametrize("source", ["out", "out/*.wav", "**/old.wav"])
+def test_songs_that_all_lie_in_the_output(folder, source):
+    with pytest.raises(InputError, match=r"^all audio files of .* lie in the output folder; .*-o"):
+        find_songs(str(folder / source), str(folder / "out"))
+
+
+def test_an_input_that_is_not_there(folder, monkeypatch):
+    for source in (str(folder / "nope.wav"), f"file://{folder}/nope.wav"):
+        with pytest.raises(InputError, match=r"nope\.wav: there is no such file or folder"):
+            find_songs(source, "out")
+    monkeypatch.chdir(folder)
+    with pytest.raises(InputError, match=r"^nope: there is no such"):
+        find_songs("nope", "out")
+    # In object storage a song's worker says so.
+    assert names("memory://bucket/nope.wav", "out") == ["nope"]
+
+
 def test_songs_of_one_name(folder):
     (folder / "b.flac").touch()
     with pytest.raises(InputError, match=r"b\.(wav|flac) and .*b\.(wav|flac) have both the name"):

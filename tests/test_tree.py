@@ -56,6 +56,16 @@ def test_what_stands_for_nothing(tree):
     assert ".flac" in str(errors[0][1])
 
 
+@pytest.mark.parametrize("argument", ["out", "out/", "out/*.wav", "in", "**/x.WAV"])
+def test_what_lies_in_the_output_folder_alone(tree, argument):
+    output = Path("out" if argument.startswith("out") else "in")
+    found, ((name, error),) = find_inputs([argument], output)
+    assert (found, name) == ([], argument)
+    assert str(error) == (
+        f"all audio files of {argument} lie in the output folder; choose another one (-o)"
+    )
+
+
 def test_work_folders_are_hidden_and_differ():
     a, b = (work_folder(Path("o"), f"{name}/*.*") for name in ("a", "b"))
     assert a != b
