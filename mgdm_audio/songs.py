@@ -15,7 +15,7 @@ from typing import Any
 
 from mgdm_audio import STEMS
 from mgdm_audio.places import Place, Stamp, join
-from mgdm_audio.tree import ACCEPTED, InputError, all_below_output
+from mgdm_audio.tree import ACCEPTED, InputError, all_below_output, track_name
 
 COLUMNS = ("path", "name", "seed", "settings", "known")
 """Columns of a table of songs; all but the first may be absent, and cells empty."""
@@ -99,7 +99,7 @@ def _from_files(
         if not _is_audio(path) or (inside and path.startswith(out)):
             continue
         relative = PurePosixPath(path[len(root) :].lstrip("/"))
-        stem = relative.stem if relative.stem.strip(".") else relative.name.replace(".", "_")
+        stem = track_name(relative)
         yield CatalogueSong(
             path if place.local else protocol + path, str(relative.with_name(stem)), stamp=stamp
         )

@@ -17,7 +17,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 ACCEPTED = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff", ".w64", ".rf64")
 """Ends of the names of the files that are taken from a folder; a file that is named is tried."""
@@ -101,10 +101,10 @@ def _outside(files: Sequence[Path], argument: str, output: Path) -> list[Path]:
 
 def all_below_output(argument: str) -> str:
     """The message for a folder or pattern whose files are all below the output folder."""
-    return f"all audio files of {argument} lie in the output folder; choose another one (-o)"
+    return f"{argument}: all its audio files lie in the output folder; choose another one (-o)"
 
 
-def track_name(path: Path) -> str:
+def track_name(path: PurePath) -> str:
     """What the files of a song are called: like its file, without the ending."""
     # A file called "...wav" has the stem "..", which would lead out of the output folder.
     return path.stem if path.stem.strip(".") else path.name.replace(".", "_")

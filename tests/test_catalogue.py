@@ -510,7 +510,7 @@ def test_command(run, songs, tmp_path):
         (("gone.csv", "-o", "out"), "gone.csv", 1),
         (("empty", "-o", "out"), "there is no song", 1),
         (("nope", "-o", "out"), "Error: nope: there is no such file or folder", 1),
-        (("in", "-o", "in"), "Error: all audio files of in lie in the output folder", 1),
+        (("in", "-o", "in"), "Error: in: all its audio files lie in the output folder", 1),
         (("in", "-o", "out", "--model", "nowhere"), "unknown model 'nowhere'", 1),
         (("in", "-o", "out", "--stems", "voice"), "expected different stems", 2),
         (("in", "-o", "out", "--quality", "fast", "--method", "dps"), "--quality decides", 2),

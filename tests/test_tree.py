@@ -62,7 +62,7 @@ def test_what_lies_in_the_output_folder_alone(tree, argument):
     found, ((name, error),) = find_inputs([argument], output)
     assert (found, name) == ([], argument)
     assert str(error) == (
-        f"all audio files of {argument} lie in the output folder; choose another one (-o)"
+        f"{argument}: all its audio files lie in the output folder; choose another one (-o)"
     )
 
 
