@@ -167,7 +167,7 @@ def _here(device: str, precision: str) -> tuple[str, int]:
 
 def _engine(asked: Asked, device: str, gpus: int) -> tuple[Engine, int]:
     """The engine, and how many GPUs it has."""
-    from mgdm_audio.engine import LocalEngine, engine_of
+    from mgdm_audio.engine import engine_of
 
     if asked.engine == "ray":
         share = 0.0 if device == "cpu" else asked.gpu_share
@@ -175,7 +175,7 @@ def _engine(asked: Asked, device: str, gpus: int) -> tuple[Engine, int]:
         return cluster, getattr(cluster, "gpus", 0)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     count = asked.workers or gpus or max(1, (cores or 1) // asked.threads)
-    return LocalEngine(count, gpus if gpus > 1 else 0), gpus
+    return engine_of("local", count, gpus=gpus), gpus
 
 
 class _Shown:

@@ -113,7 +113,11 @@ def run_all(
 
 
 def engine_of(
-    kind: str, workers: int | None = None, cores: int = 1, gpu_share: float | None = None
+    kind: str,
+    workers: int | None = None,
+    cores: int = 1,
+    gpu_share: float | None = None,
+    gpus: int = 0,
 ) -> Engine:
     """The engine that a command line asks for.
 
@@ -121,13 +125,14 @@ def engine_of(
         kind: ``local`` or ``ray``.
         workers: their number; None is one locally, and as many as a cluster has room for.
         cores, gpu_share: see :class:`mgdm_audio.engine_ray.RayEngine`.
+        gpus: of this machine, see `LocalEngine`.
 
     Raises:
         EngineError: if Ray is not installed, or the cluster cannot be used.
         ValueError: for another kind.
     """
     if kind == "local":
-        return LocalEngine(workers or 1)
+        return LocalEngine(workers or 1, gpus if gpus > 1 else 0)
     if kind != "ray":
         raise ValueError(f"the engine must be local or ray, got '{kind}'")
     try:

@@ -66,8 +66,8 @@ class Models:
 
         Raises:
             ValueError: if there is no such model, it is of the other kind, two regressors are
-                given where one is asked, or the sampler asks for noise levels that the prior was
-                not trained on.
+                given where one is asked, the sampler asks for noise levels that the prior was
+                not trained on, or it takes a product of single-stem priors and gets a joint one.
         """
         if "prior" not in sampler.needs:
             if model is not None and regressor is not None:
@@ -85,6 +85,12 @@ class Models:
                 f"{noise[1]:.4g} with these settings, but model '{prior.name}' was trained from "
                 f"{prior.sigma_min:g} to {prior.sigma_max:g}; choose another preset, or set "
                 "sigma_min and sigma_max"
+            )
+        if sampler.takes_product and getattr(prior.denoise, "joint", False):
+            raise ValueError(
+                f"sampler '{sampler.name}' takes a product of single-stem priors with these "
+                f"settings, and model '{prior.name}' is a joint prior; choose another preset or "
+                "model, or set priors='marginal' for one with a noise level for each stem"
             )
         if "regressor" not in sampler.needs:
             return cls(prior)

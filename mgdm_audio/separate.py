@@ -179,7 +179,7 @@ class Separator:
     Raises:
         ValueError: for an unknown quality, model, method, preset, device or setting, for options
             that do not go together, and for a sampler whose noise levels the prior was not trained
-            on.
+            on, or that takes single-stem priors and gets a joint one.
     """
 
     def __init__(

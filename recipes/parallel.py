@@ -25,19 +25,20 @@ def engine_options(command: Command) -> Command:
     return kind(workers(command))
 
 
-def chosen_engine(kind: str, workers: int | None, threads: int = 1) -> Engine:
+def chosen_engine(kind: str, workers: int | None, threads: int = 1, gpus: int = 0) -> Engine:
     """The engine of these options; one worker locally, and what a cluster has room for, if None.
 
     Arguments:
         kind: ``local`` or ``ray``.
         workers: their number.
         threads: of a worker.
+        gpus: of this machine, among which local workers are shared out; 0 leaves that to the work.
 
     Raises:
         click.ClickException: if Ray is not installed, or the cluster cannot be used.
     """
     try:
-        return engine_of(kind, workers, threads)
+        return engine_of(kind, workers, threads, gpus=gpus)
     except EngineError as error:
         raise click.ClickException(str(error)) from error
 

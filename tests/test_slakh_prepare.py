@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -186,6 +187,22 @@ def test_a_second_call_does_nothing(mini: Mini, tmp_path: Path) -> None:
     times = {p: p.stat().st_mtime_ns for p in (tmp_path / "data" / "tracks").iterdir()}
     assert "0 files unpacked" in run(*args)
     assert times == {p: p.stat().st_mtime_ns for p in (tmp_path / "data" / "tracks").iterdir()}
+
+
+def test_what_is_all_there_is_not_unpacked_again(mini, tmp_path, monkeypatch) -> None:
+    """The unpacked archive may be deleted."""
+    listed = {"Track00001": "train", "Track01876": "test", "Track01501": "valid"}
+    monkeypatch.setattr(prepare, "read_list", lambda name: listed)
+    archive = mini.archive(tmp_path / "slakh.tar.gz")
+    args = [str(archive), "--out", str(tmp_path / "data"), "--unverified"]
+    first = run(*args)
+    shutil.rmtree(tmp_path / "data" / "unpacked")
+    again = run(*args)
+    assert not (tmp_path / "data" / "unpacked").exists()
+    assert first.endswith(again)  # the summary
+    (tmp_path / "data" / "tracks" / "Track01876.npy").unlink()
+    assert "files unpacked" in run(*args)
+    assert (tmp_path / "data" / "tracks" / "Track01876.npy").is_file()
 
 
 def test_a_repaired_source_is_taken_up(mini: Mini, tmp_path: Path) -> None:

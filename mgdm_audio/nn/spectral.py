@@ -78,6 +78,9 @@ class SpectralNetwork(nn.Module):
 class SpectralDenoiser(SpectralNetwork):
     """E[x0 | x0 + sigma n] of stems; see `SpectralNetwork` for the arguments."""
 
+    joint = True
+    """One network is of several stems."""
+
     def scalings(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(c_skip, c_out, c_in), each (B, K, 1, bins), for sigma of shape (B, K)."""
         s, d = sigma[:, :, None, None], self.sigma_data[None, :, None, :]

@@ -51,6 +51,11 @@ class WaveformDenoiser(nn.Module):
     def stems(self) -> int:
         return self.unet.in_channels
 
+    @property
+    def joint(self) -> bool:
+        """Whether one network is of several stems."""
+        return self.stems > 1
+
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Denoises.
 

@@ -210,6 +210,11 @@ class Sampler(ABC):
         return True
 
     @property
+    def takes_product(self) -> bool:
+        """Whether the prior has to be a product of single-stem priors; a joint one is refused."""
+        return False
+
+    @property
     def takes_parts(self) -> bool:
         """Whether parts of stems that are observed beside the mix inform what it makes of the
         rest. Windows of other samplers cannot be told the one before them and are cross-faded."""

@@ -88,6 +88,11 @@ class ISDM(ChurnSampler):
             return min(low, self.marginal_sigma), max(high, self.marginal_sigma)
         return low, high
 
+    @property
+    def takes_product(self) -> bool:
+        """See `Sampler.takes_product`."""
+        return self.priors == "given"
+
     def _calls_of_a_move(self) -> int:
         return self.stems if self.priors == "marginal" else 1
 

@@ -80,6 +80,11 @@ class WarmStart(Sampler):
         return first and self.sampler.takes_parts
 
     @property
+    def takes_product(self) -> bool:
+        """See `Sampler.takes_product`; of either sampler."""
+        return self.first.takes_product or self.sampler.takes_product
+
+    @property
     def needs_linear(self) -> bool:
         """See `Sampler.needs_linear`; of both samplers."""
         return self.first.needs_linear or self.sampler.needs_linear

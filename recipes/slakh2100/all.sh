@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # The whole recipe: prepares Slakh2100, separates the test tracks with each preset, scores, reports.
 #   all.sh SOURCE WORK [PRESET...]
-# SOURCE is the archive or an unpacked folder. With TRAIN=conf/joint.yaml a prior is trained first
-# and takes the place of the presets' model. PREPARE, TRAINING, SEPARATE and REPORT hold further
+# SOURCE is the archive or an unpacked folder. The published models have to be imported before
+# (README.md). With TRAIN=conf/joint.yaml a joint prior is trained instead and takes the place of the
+# presets' model; isdm, which needs four, is then not among the presets by default. PREPARE, TRAINING, SEPARATE and REPORT hold further
 # options of the commands.
 set -euo pipefail
 source=$1 work=$2
@@ -10,7 +11,13 @@ shift 2
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 python="${PYTHON:-python}"
 if [ $# -eq 0 ]; then
-  set -- mgdm dps pgdm ddnm msdm isdm
+  set -- mgdm dps pgdm ddnm msdm
+  if [ -z "${TRAIN:-}" ]; then
+    set -- "$@" isdm
+  fi
+fi
+if [ -z "${TRAIN:-}" ]; then # before hours of work
+  "$python" "$here/presets.py" "$@"
 fi
 "$python" "$here/prepare.py" "$source" --out "$work/data" ${PREPARE:-}
 model=()

@@ -90,9 +90,15 @@ def evaluate(
         intervals, tracks scored, missing and too short, chunks, calls and seconds.
 
     Raises:
-        ValueError: if there is nothing to score.
+        ValueError: if there is nothing to score, or another preset made it.
         EngineError: if a track cannot be scored.
     """
+    made = json.loads((out / RECORD).read_text())
+    if not made["fingerprint"].startswith(preset.fingerprint(made["sha256"]) + "-"):
+        raise ValueError(
+            f"the stems in {out} were not made by the preset '{preset.title}' as it is now; name "
+            "the one that made them, or separate again"
+        )
     found: list[tuple[int, str]] = []
     missing = []
     calls = seconds = 0.0
@@ -132,7 +138,7 @@ def evaluate(
         "chunks": summary["chunks"],
         "calls_per_chunk": calls / max(1, summary["chunks"]),
         "seconds_per_chunk": seconds / max(1, summary["chunks"]),
-        **json.loads((out / RECORD).read_text()),
+        **made,
     }
     return evaluation, result
 

@@ -24,7 +24,7 @@ from mgdm_audio import STEMS
 from mgdm_audio.engine import Engine, EngineError
 from recipes.parallel import chosen_engine, engine_options, results
 from recipes.slakh2100 import download
-from recipes.slakh2100.tracks import FAULTS, RATE, Track, load_record, prepare_track
+from recipes.slakh2100.tracks import FAULTS, RATE, VERSION, Track, load_record, prepare_track
 
 LISTS = Path(__file__).parent / "lists" / "splits.tsv"
 NAMES = ("redux", "original", "split2")
@@ -155,6 +155,14 @@ def convert_all(folders: dict[str, Path], out: Path, engine: Engine) -> list[Tra
     return sorted(tracks, key=lambda track: track.name)
 
 
+def finish(out: Path, tracks: list[Track]) -> None:
+    """Writes indices and summary of converted tracks."""
+    write_indices(out)
+    text = summary(sorted(tracks, key=lambda track: track.name), len(tracks))
+    (out / "summary.md").write_text(text)
+    click.echo(text)
+
+
 @click.command(help=__doc__)
 @click.argument("source", type=click.Path(exists=True, path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the data.")
@@ -184,6 +192,13 @@ def main(
     unverified: bool,
     unpacked: Path | None,
 ) -> None:
+    listed = None if name == "all" else read_list(name)
+    # The archive is not unpacked again for tracks that are all there.
+    made = {track: load_record(out / "tracks" / f"{track}.json") for track in listed or ()}
+    tracks = [record for record in made.values() if record and record.version == VERSION]
+    if made and len(tracks) == len(made) and source.is_file():
+        finish(out, tracks)
+        return
     try:
         folder = source
         if source.is_file():
@@ -193,8 +208,7 @@ def main(
             written = download.extract(source, folder, Progress("unpacking"))
             click.echo(f"{written} files unpacked into {folder}", err=True)
         folders = download.find_tracks(folder)
-        if name != "all":
-            listed = read_list(name)
+        if listed is not None:
             folders = {track: path for track, path in folders.items() if track in listed}
         if not folders:
             raise ValueError(f"{folder} holds no track of the list '{name}'")
@@ -206,10 +220,7 @@ def main(
         tracks = convert_all(folders, out, chosen_engine(engine, workers))
     except EngineError as error:
         raise click.ClickException(str(error)) from error
-    write_indices(out)
-    text = summary(tracks, len(folders))
-    (out / "summary.md").write_text(text)
-    click.echo(text)
+    finish(out, tracks)
 
 
 if __name__ == "__main__":

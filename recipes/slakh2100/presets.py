@@ -1,15 +1,23 @@
-"""How each column of the published table is made; the files are in ``presets/``."""
+"""How each column of the published table is made; the files are in ``presets/``.
+
+As a command with names of presets it says which models they need, and fails if one is not there.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mgdm_audio import STEMS, samplers
+import click
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from mgdm_audio import STEMS, hub, samplers
 from mgdm_audio.samplers.base import Sampler
 from recipes.slakh2100 import config
 
@@ -106,3 +114,19 @@ def names() -> list[str]:
     """The presets of this folder: the published table's columns first."""
     table = ["mgdm", "dps", "pgdm", "ddnm", "msdm", "isdm", "demucs512"]
     return table + sorted({p.stem for p in FOLDER.glob("*.yaml")} - set(table))
+
+
+@click.command(help=__doc__)
+@click.argument("presets", nargs=-1, required=True)
+def main(presets: tuple[str, ...]) -> None:
+    try:
+        for name in presets:
+            click.echo(f"{name}: {hub.find(load_preset(name).model)}", err=True)
+    except (ValueError, OSError) as error:
+        raise click.ClickException(
+            f"{error}; import the published checkpoints first (README.md)"
+        ) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,7 @@
-"""Writes the table "published / here" of all presets into README.md, from evaluate.py's results."""
+"""Writes the table "published / here" into README.md, from evaluate.py's results.
+
+It has all presets of this recipe, and those of your own that are named.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +76,8 @@ def insert(text: str, content: str) -> str:
 @click.option("--readme", type=click.Path(path_type=Path), default=README, show_default="here")
 def main(presets: tuple[str, ...], results: Path, readme: Path) -> None:
     try:
-        chosen = {Path(name).stem: load_preset(name) for name in presets or names()}
+        # Whatever is asked for: what was measured before stays in the table.
+        chosen = {Path(name).stem: load_preset(name) for name in (*names(), *presets)}
         found = {
             name: json.loads((results / f"{name}.json").read_text())
             for name in chosen

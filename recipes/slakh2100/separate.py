@@ -95,20 +95,22 @@ class Work:
 
     def chunks(
         self, mix: np.ndarray, track: int, folder: Path, callback: Callback | None = None
-    ) -> tuple[np.ndarray, int]:
-        """Stems of the full chunks of a mix, float32 (4, n * chunk), and the network calls made.
+    ) -> tuple[np.ndarray, int, float]:
+        """Stems of the full chunks of a mix, float32 (4, n * chunk), network calls and seconds.
 
-        Groups of ``batch`` chunks are kept in ``folder`` until the track is done; the groups are
-        always the same, so that a continued run makes what an uninterrupted one makes.
+        Groups of ``batch`` chunks are kept in ``folder`` until the track is done, with what they
+        took; the groups are always the same, so that a continued run makes what an uninterrupted
+        one makes.
         """
         p, sampler = self.preset, self.preset.sampler()
         count = len(mix) // p.chunk
-        denoise = CountingDenoiser(self.models.asked())
-        parts = []
+        parts, calls, seconds = [], 0, 0.0
         for first in range(0, count, p.batch):
             numbers = range(first, min(first + p.batch, count))
             file = folder / f"{first:04d}.npy"
+            took = file.with_suffix(".json")
             if not file.is_file():
+                start, denoise = time.monotonic(), CountingDenoiser(self.models.asked())
                 y = np.stack([mix[n * p.chunk : (n + 1) * p.chunk] for n in numbers])
                 observed = torch.from_numpy(y)[:, None].to(self.device)
                 shape = (len(numbers), len(STEMS), p.chunk)
@@ -117,15 +119,20 @@ class Work:
                 half = self.precision != torch.float32
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
                     stems = sampler.sample(denoise, problem, SeededDraws(seeds, self.device))
-                write_array(file, stems.float().cpu().numpy())
+                drawn = stems.float().cpu().numpy()
+                cost = {"calls": denoise.calls, "seconds": time.monotonic() - start}
+                write_text(took, json.dumps(cost))
+                write_array(file, drawn)
+            cost = json.loads(took.read_text())
+            calls, seconds = calls + cost["calls"], seconds + cost["seconds"]
             parts += list(np.load(file))
             if callback is not None:
                 callback(numbers[-1] + 1, count)
         joined = np.concatenate(parts, axis=1) if parts else np.zeros((len(STEMS), 0), np.float32)
-        return joined, denoise.calls
+        return joined, calls, seconds
 
-    def whole(self, mix: np.ndarray, track: int) -> tuple[np.ndarray, int]:
-        """Stems of a whole mix in overlapping windows, float32 (4, T), and the calls made."""
+    def whole(self, mix: np.ndarray, track: int) -> tuple[np.ndarray, int, float]:
+        """Stems of a whole mix in overlapping windows, float32 (4, T), calls and seconds."""
         p = self.preset
         separator = Separator(
             self.models.main,
@@ -140,7 +147,7 @@ class Work:
         )
         result = separator.separate(mix, RATE, seed=chunk_seed(p.seed, track, 0))
         stems = np.stack([np.asarray(result.stems[name], np.float32) for name in STEMS])
-        return stems, int(result.stats["calls"])
+        return stems, int(result.stats["calls"]), float(result.stats["seconds"])
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
@@ -148,6 +155,14 @@ def write_array(path: Path, array: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.npy")
     np.save(part, array)
+    os.replace(part, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """The same of text, with a line end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_text(text + "\n")
     os.replace(part, path)
 
 
@@ -163,12 +178,12 @@ def separate_track(
     if (target / DONE).is_file():
         return None
     track = int(name.removeprefix("Track"))
-    mix, start = mixture(stems), time.monotonic()
+    mix = mixture(stems)
     scratch = target / "chunks"
     if work.preset.overlap is None:
-        estimate, calls = work.chunks(mix, track, scratch, callback)
+        estimate, calls, seconds = work.chunks(mix, track, scratch, callback)
     else:
-        estimate, calls = work.whole(mix, track)
+        estimate, calls, seconds = work.whole(mix, track)
     target.mkdir(parents=True, exist_ok=True)
     for stem, samples in zip(STEMS, estimate, strict=True):
         part = target / f".{stem}.{os.getpid()}.wav"
@@ -178,12 +193,10 @@ def separate_track(
     record = {
         "samples": int(estimate.shape[1]),
         "calls": calls,
-        "seconds": time.monotonic() - start,
+        "seconds": seconds,
         "device": str(work.device),
     }
-    part = target / f".{DONE}.{os.getpid()}"
-    part.write_text(json.dumps(record) + "\n")
-    os.replace(part, target / DONE)
+    write_text(target / DONE, json.dumps(record))
     shutil.rmtree(scratch, ignore_errors=True)
     return record
 
@@ -209,10 +222,7 @@ def claim(out: Path, work: Work, list_name: str, split: str) -> None:
                 "choose another --out, or delete it"
             )
         return
-    out.mkdir(parents=True, exist_ok=True)
-    part = out / f".{RECORD}.{os.getpid()}"
-    part.write_text(json.dumps(record) + "\n")
-    os.replace(part, path)
+    write_text(path, json.dumps(record))
 
 
 @dataclass(frozen=True)
@@ -240,7 +250,10 @@ class Tracks:
     report: Callable[[str, int, int], None] | None = None
 
     def __call__(self) -> Callable[[tuple[int, str]], dict[str, Any] | None]:
-        """The worker, which is given the place of a track in the split, and its name."""
+        """The worker, which is given the place of a track in the split, and its name.
+
+        It returns what `separate_track` does, or why a track was left out.
+        """
         torch.set_num_threads(self.threads)
         work = Work.load(self.preset, self.device, self.precision)
         claim(self.out, work, self.name, self.split)
@@ -249,7 +262,11 @@ class Tracks:
         def separate(track: tuple[int, str]) -> dict[str, Any] | None:
             position, name = track
             report = None if self.report is None else partial(self.report, name)
-            return separate_track(work, corpus.stems(position), name, self.out, report)
+            try:
+                return separate_track(work, corpus.stems(position), name, self.out, report)
+            except FloatingPointError as error:
+                # It would come to the same again; the other tracks need not wait for it.
+                return {"left_out": f"{name}: {error}"}
 
         return separate
 
@@ -300,6 +317,8 @@ def main(
         corpus = StemCorpus(data / name / split)
         hub.find(chosen.model)
         number, count = shard_of(shard)
+        if not corpus.songs:
+            raise ValueError(f"{corpus.folder} has no tracks; choose another --split or --list")
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
     names = [(i, song["track"]) for i, song in enumerate(corpus.songs[:tracks])][number::count]
@@ -314,21 +333,29 @@ def main(
             err=True,
         )
 
-    where = chosen_engine(engine, workers, threads)
+    gpus = torch.cuda.device_count() if device == "auto" else 0
+    where = chosen_engine(engine, workers, threads, gpus)
     alone = engine == "local" and where.workers == 1
     told = report if alone else None
     make = Tracks(
         chosen, device, precision, data.resolve(), name, split, out.resolve(), threads, told
     )
+    left_out = 0
     try:
         for index, record in results(where, make, names, lambda track: track[1]):
             finished += 1
-            spent += record["seconds"] if record else 0.0
+            if record and "left_out" in record:
+                click.echo(f"left out: {record['left_out']}", err=True)
+                left_out += 1
+            elif record:
+                spent += record["seconds"]
             if not alone:
                 report(names[index][1], 0, 1)
     except EngineError as error:
         raise click.ClickException(str(error)) from error
-    click.echo(f"{len(names)} tracks in {out}, {spent / 60:.1f} min", err=True)
+    click.echo(f"{len(names) - left_out} tracks in {out}, {spent / 60:.1f} min", err=True)
+    if left_out:
+        raise click.ClickException(f"{left_out} tracks were left out, see above")
 
 
 if __name__ == "__main__":
