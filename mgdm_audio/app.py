@@ -39,6 +39,13 @@ def _gradio() -> Any:
     return gradio
 
 
+def _seed(number: float | None) -> int:
+    """What stands in the field of the seed."""
+    if number is None:
+        raise ValueError("give a seed: a whole number from 0 on")
+    return check_seed(int(number))
+
+
 class Studio:
     """What the page does, without the page.
 
@@ -86,7 +93,7 @@ class Studio:
         recording = audio.read(path)
         mix = recording.samples.astype(np.float32)
         result = self.separator(quality).separate(
-            mix, recording.sample_rate, seed=check_seed(int(seed)), callback=progress
+            mix, recording.sample_rate, seed=_seed(seed), callback=progress
         )
         stems = {name: np.asarray(x) for name, x in result.stems.items()}
         seeds = dict.fromkeys(stems, int(seed))
@@ -118,7 +125,7 @@ class Studio:
         kept = {n: x for n, x in state["stems"].items() if n not in (stem, partner)}
         result = separate_known(
             self.separator(quality, again=True), state["mix"], kept, state["rate"],
-            [check_seed(int(seed))], progress,
+            [_seed(seed)], progress,
         )  # fmt: skip
         stems = result.draws[0]
         seeds = state["seeds"] | {stem: int(seed), partner: int(seed)}

@@ -125,15 +125,13 @@ def intervals(mask: Path, rate: int, length: int) -> list[tuple[float, float]]:
 
 
 def stem(path: Path, rate: int) -> Any:
-    """A recording (C, T), float32, that must have this sample rate."""
-    import numpy as np
-
+    """A recording (C, T), as it was read, that must have this sample rate."""
     from mgdm_audio import audio
 
     read = audio.read(path)
     if read.sample_rate != rate:
         raise ValueError(f"{path} has {read.sample_rate} Hz, expected {rate}")
-    return read.samples.astype(np.float32)
+    return read.samples
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -304,7 +304,10 @@ def _missing(run: Run, songs: Sequence[CatalogueSong]) -> list[CatalogueSong]:
 
 
 def _is_unchanged(song: CatalogueSong, record: Record) -> bool:
-    """Whether a song is what it was; its files are read only if they look changed."""
+    """Whether a song is what it was; its files are read only if they look changed.
+
+    One that cannot be read is taken to be: done again it would fail, and lose the stems it has.
+    """
     try:
         if stamp_of(song) == (record.input_bytes, record.input_stamp):
             return True
@@ -312,7 +315,7 @@ def _is_unchanged(song: CatalogueSong, record: Record) -> bool:
             read = fetch(song, Path(folder))
             return (read.sha256, read.known_sha256) == (record.input_sha256, record.known_sha256)
     except OSError:
-        return False  # the worker will say why
+        return True
 
 
 class _Found:

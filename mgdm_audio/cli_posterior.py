@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from mgdm_audio import STEMS, arguments, samplers
-from mgdm_audio.terminal import Progress, printable
+from mgdm_audio.terminal import Progress, printable, warning_line
 
 
 def _common(command: Any) -> Any:
@@ -99,6 +99,8 @@ def generate(
                 "seed": options["seed"], "given": {n: str(p) for n, p in files.items()},
                 "settings": result.settings,
             })  # fmt: skip
+    for warning in result.warnings:
+        click.echo(printable(f"warning: {warning}"), err=True)
     for path in paths[:-1]:
         click.echo(printable(path))
 
@@ -184,6 +186,8 @@ def repair(
             # Repaired peaks go beyond full scale: no format with integers has room for them.
             sf.write(path, result.samples[0].T, recording.sample_rate, "FLOAT", format="WAV")
             write.clear_time_stamp(path)
+    for warning in result.warnings:
+        click.echo(printable(warning_line(file, warning)), err=True)
     if not options["quiet"]:
         click.echo(f"{100 * share:.2f} % of the samples were in question: {result.way}",
                    err=True)  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["ADDED", "Added", "run_added"]
 
 import functools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,8 +105,10 @@ def run_added(request: Request, added: Added) -> int:
 
     asked = _asked(request, added)
     inputs, errors = find_inputs(request.files, request.output)
-    if asked.also and len(inputs) > 1:
-        raise click.UsageError("--also takes one FILE, of which there are other mixes")
+    if len(inputs) > 1:
+        for flag, given in (("also", asked.also), ("known", asked.known), ("redo", asked.redo)):
+            if given:
+                raise click.UsageError(f"--{flag} takes one FILE, whose recordings it names")
     for argument, reason in errors:
         click.echo(printable(error_line(argument, reason)), err=True)
     failed = len(errors)
@@ -129,7 +132,7 @@ def run_added(request: Request, added: Added) -> int:
     if not todo:
         return 1
     with arguments.reported():
-        separator, measured = _separator(request, added, len(asked.seeds))
+        separator, measured = _separator(request, added)
     for file, folder in todo:
         progress = Progress(file.name, request.quiet)
         try:
@@ -146,6 +149,12 @@ def run_added(request: Request, added: Added) -> int:
             progress.close()
         for warning in warnings:
             click.echo(printable(warning_line(file, warning)), err=True)
+        if request.overwrite:
+            _tidy(folder, written)
+        if not request.quiet:
+            made = separator.describe()
+            text = f"{file}: {made['method']} ({made['preset']}), seeds {_ranges(asked.seeds)}"
+            click.echo(printable(text), err=True)
         for path in written:
             click.echo(printable(path))
     return 1 if failed else 0
@@ -193,38 +202,43 @@ def _separate(
     import numpy as np
 
     from mgdm_audio import audio, write
-    from mgdm_audio.conditional import redo, separate_known, separate_pair
+    from mgdm_audio.conditional import redo, separate_known, separate_pair, whole_stems
     from mgdm_audio.uncertainty import assess
 
     recording = audio.read(file)
     mix, rate, seeds = recording.samples, recording.sample_rate, asked.seeds
-    single, whole = mix.astype(np.float32), mix
+    names, whole = list(separator.prior.stems), mix
     facts: dict[str, Any] = {}
     found: tuple[str, ...] = ()
+    stacks = []
     if asked.redo is not None:
         start, stop, place = asked.redo
         stems = {name: arguments.stem(place / f"{name}.wav", rate) for name in STEMS}
-        whole = sum(stems.values(), np.zeros(1, np.float32))
+        base = np.stack([stems[name] for name in names])
+        whole = base.sum(0)
         off = np.abs(whole - mix).max() if whole.shape == mix.shape else np.inf
         if not off <= _SUM * np.abs(mix).max():
             raise ValueError(f"the stems in {place} are not of this song: they do not add up to it")
         result = redo(separator, stems, start, stop, rate, seeds, callback=progress)
-        draws, found = result.draws, result.warnings
-        settings = result.settings | {"redo": f"{start:g}-{stop:g}"}
+        settings, found = result.settings | {"redo": f"{start:g}-{stop:g}"}, result.warnings
+        for draw in result.draws:
+            new = np.stack([draw[name] for name in names])
+            # The change alone: where there is none, stems of any precision are what they were.
+            change = new - base.astype(np.float32)
+            stacks.append(np.where(change == 0, base, base + change))
     elif asked.known:
         given = {name: arguments.stem(path, rate) for name, path in asked.known.items()}
-        result = separate_known(separator, single, given, rate, seeds, progress)
-        draws, found = result.draws, result.warnings
+        result = separate_known(separator, mix, given, rate, seeds, progress)
+        stacks, found = [whole_stems(x, given, mix) for x in result.draws], result.warnings
         settings = result.settings | {"known": {n: str(p) for n, p in asked.known.items()}}
     elif asked.also:
-        mixes = [single, *(arguments.stem(path, rate) for path, _ in asked.also)]
+        mixes = [mix, *(arguments.stem(path, rate) for path, _ in asked.also)]
         gains = [[1.0] * len(STEMS), *(row for _, row in asked.also)]
         result = separate_pair(separator, mixes, gains, rate, seeds, progress)
-        draws, found = result.draws, result.warnings
+        stacks, found = [whole_stems(x, {}, mix) for x in result.draws], result.warnings
         also = [arguments.gains_text(path, row) for path, row in asked.also]
         settings = result.settings | {"also": also}
     else:
-        done = []
         for i, seed in enumerate(seeds):
             one = separator.separate(
                 mix, rate, seed=seed,
@@ -232,14 +246,9 @@ def _separate(
             )  # fmt: skip
             facts[f"residual of seed {seed}"] = f"{one.residual_db:.1f} dB"
             found += one.warnings
-            done.append({name: np.asarray(x) for name, x in one.stems.items()})
-        draws, settings = tuple(done), separator.describe()
+            stacks.append(np.stack([np.asarray(one.stems[name]) for name in names]))
+        settings = separator.describe()
     warnings = list(dict.fromkeys((*recording.warnings, *found)))
-    names = list(draws[0])
-    free = [names.index(name) for name in names if name not in asked.known]
-    stacks = [np.stack([draw[name] for name in names]).astype(whole.dtype) for draw in draws]
-    for stack in stacks if whole.dtype == np.float64 else ():
-        stack[free] += (whole - stack.sum(0)) / len(free)  # what single precision left over
     report = {"file": str(file), "seeds": seeds, "settings": settings, **facts}
     uncertainty: Uncertainty | None = None
     if len(seeds) > 1:
@@ -266,12 +275,37 @@ def _separate(
     return paths, warnings
 
 
-def _separator(request: Request, added: Added, draws: int) -> tuple[Any, float]:
+def _tidy(folder: Path, written: Sequence[Path]) -> None:
+    """Removes what an earlier call wrote there of other draws: it does not go with these."""
+    places = [folder, *(p for p in folder.iterdir() if re.fullmatch(r"seed-\d+|mean", p.name))]
+    names = [f"{name}.wav" for name in STEMS]
+    old = [place / name for place in places for name in names]
+    for path in (*old, folder / "uncertainty.json", folder / "report.html"):
+        if path not in written:
+            path.unlink(missing_ok=True)
+    for place in places[1:]:
+        if not any(place.iterdir()):
+            place.rmdir()
+
+
+def _ranges(seeds: Sequence[int]) -> str:
+    """Seeds as --seeds takes them."""
+    runs: list[list[int]] = []
+    for seed in seeds:
+        if runs and seed == runs[-1][-1] + 1:
+            runs[-1].append(seed)
+        else:
+            runs.append([seed])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+
+
+def _separator(request: Request, added: Added) -> tuple[Any, float]:
     """The separator that was asked for, or the one that suits the task; and its spread over its
     error, where that was measured."""
     from mgdm_audio.cli_separate import check_regressor, with_quality
     from mgdm_audio.posterior import DEFAULTS, SPREAD_OVER_ERROR, separator_for
-    from mgdm_audio.separate import OVERLAP, WINDOW, Separator
+    from mgdm_audio.run import window_sizes
+    from mgdm_audio.separate import Separator
 
     source = click.get_current_context().get_parameter_source
     named = {
@@ -279,7 +313,8 @@ def _separator(request: Request, added: Added, draws: int) -> tuple[Any, float]:
         for name in ("quality", "method", "preset", "average", "warm_start", "warm_sigma")
         if source(name) is click.core.ParameterSource.COMMANDLINE
     }
-    asked = {"samples": draws > 1, "redo": added.redo, "known": added.known, "also": added.also}
+    several = added.samples is not None or added.seeds is not None
+    asked = {"samples": several, "redo": added.redo, "known": added.known, "also": added.also}
     task = next((name for name, here in asked.items() if here), None)
     if task is not None and "average" in named:
         raise click.UsageError("--average goes with --report alone: what is drawn here is a sample")
@@ -301,18 +336,10 @@ def _separator(request: Request, added: Added, draws: int) -> tuple[Any, float]:
                 raise click.UsageError(f"--preset {request.preset} needs --method")
     else:
         options |= request.settings() | {"average": 1}
-    separator = make(request.model, **options)
+    separator = make(request.model, **options, **window_sizes(request))
     own = request.model is None and request.regressor is None
     measured = task == "samples" and not named and own
-    spread = SPREAD_OVER_ERROR if measured else 1.0
-    if request.window is None and request.overlap is None:
-        return separator, spread
-    rate = separator.prior.sample_rate
-    window = WINDOW if request.window is None else round(request.window * rate)
-    overlap = min(OVERLAP, window // 2)
-    if request.overlap is not None:
-        overlap = round(request.overlap * rate)
-    return make(request.model, window=window, overlap=overlap, **options), spread
+    return separator, SPREAD_OVER_ERROR if measured else 1.0
 
 
 def _seeds(added: Added, seed: int | None) -> list[int]:
@@ -329,4 +356,7 @@ def _seeds(added: Added, seed: int | None) -> list[int]:
         from mgdm_audio.separate import draw_seed
 
         seed = draw_seed()
-    return list(range(seed, seed + (added.samples or 1)))
+    count = added.samples or 1
+    if seed + count > 2**63:
+        raise click.UsageError(f"seeds go up to 2^63 - 1; there are no {count} from {seed} on")
+    return list(range(seed, seed + count))

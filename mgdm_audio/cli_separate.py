@@ -405,7 +405,7 @@ def claim(
             )
         if target.resolve() in sources:
             raise click.UsageError(
-                f"{target} is one of the files to separate; choose another output folder (-o)"
+                f"{target} is one of the files that are read; choose another output folder (-o)"
             )
         owners[target] = path
 

@@ -8,7 +8,15 @@ mix is what is drawn; panning and the upper band follow :mod:`mgdm_audio.spread`
 
 from __future__ import annotations
 
-__all__ = ["Given", "as_channels", "generate", "redo", "separate_known", "separate_pair"]
+__all__ = [
+    "Given",
+    "as_channels",
+    "generate",
+    "redo",
+    "separate_known",
+    "separate_pair",
+    "whole_stems",
+]
 
 import math
 from collections.abc import Mapping, Sequence
@@ -305,6 +313,28 @@ def generate(
             {n: x[0].numpy() if like is None else _like(like, x) for n, x in shaped.items()}
         )
     return _given(separator, results, sample_rate, seeds, drawn)
+
+
+def whole_stems(
+    draw: Mapping[str, np.ndarray[Any, Any]],
+    given: Mapping[str, np.ndarray[Any, Any]],
+    mix: np.ndarray[Any, Any],
+) -> np.ndarray[Any, Any]:
+    """Stems of a draw in the precision of the mix, with the exact sum; given ones as they are.
+
+    Arguments:
+        draw: by stem, (C, T), single precision.
+        given: those of the stems that were known, as they were read.
+        mix: what they add up to, (C, T), float32 or float64.
+
+    Returns:
+        (K, C, T).
+    """
+    stack = np.stack([given.get(name, x) for name, x in draw.items()]).astype(mix.dtype, copy=False)
+    if mix.dtype == np.float64:
+        free = [k for k, name in enumerate(draw) if name not in given]
+        stack[free] += (mix - stack.sum(0)) / len(free)  # what single precision left over
+    return stack
 
 
 def _checked(names: Sequence[str], asked: Sequence[str] | Mapping[str, Any]) -> list[str]:

@@ -40,6 +40,7 @@ from mgdm_audio.evidence import Damage, Evidence
 from mgdm_audio.filters import LowPass
 from mgdm_audio.models import Models
 from mgdm_audio.posterior import MULTIPLE, Callback, active_level, draw
+from mgdm_audio.song import astray
 from mgdm_audio.windows import WindowPlan
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class Repaired:
         damaged: True at the samples that may have changed, (C, T).
         settings: model, method and what else decides a draw, and the damage.
         calls, vjps: what it cost.
+        warnings: what a user should know about the draws, in sentences.
     """
 
     samples: tuple[NDArray[Any], ...]
@@ -91,6 +93,7 @@ class Repaired:
     settings: dict[str, Any]
     calls: int
     vjps: int
+    warnings: tuple[str, ...] = ()
 
 
 def repair(
@@ -155,6 +158,7 @@ def repair(
     outputs = [channels.clone() for _ in seeds]
     touched = [c for c in range(len(channels)) if bool(damage.where[c].any())]
     calls = vjps = 0
+    missed = -math.inf
     for position, c in enumerate(touched):
 
         def report(done: int, total: int, before: int = position) -> None:
@@ -184,6 +188,7 @@ def repair(
             )
             drawn = draw(separator, evidence, seeds, report)
             calls, vjps = calls + drawn.calls, vjps + drawn.vjps
+            missed = max(missed, drawn.residual_db)
             sums = [(torch.tensor(gains)[:, None] * x).sum(0) for x in drawn.stems]
         for output, whole in zip(outputs, sums, strict=True):
             output[c] = damage.patched(c, channels[c], low[c], whole / gain)
@@ -191,7 +196,7 @@ def repair(
         tuple(x.reshape(tuple(recording.shape)).numpy() for x in outputs),
         sample_rate, tuple(seeds), way, damage.where.numpy(),
         _settings(separator, regressor, way) | {"repair": damage.describe(), "stem": stem},
-        calls, vjps,
+        calls, vjps, astray(missed),
     )  # fmt: skip
 
 
@@ -277,10 +282,11 @@ class _Damage:
                 raise ValueError("found no level at which samples pile up; give the clipping level")
             return cls(kind, channels.abs() >= found * (1 - 1e-6), sample_rate, rate, found)
         if kind == "lowpass":
-            if cutoff is None or not 0 < cutoff < rate / 2 / 1.25:
+            most = min(rate / 2.5, sample_rate / 2)
+            if cutoff is None or not 0 < cutoff < most:
                 raise ValueError(
-                    f"got a cutoff of {cutoff} Hz, expected one below {rate / 2.5:.0f} Hz, "
-                    "from where on the prior has a band to add"
+                    f"got a cutoff of {cutoff} Hz, expected one below {most:.0f} Hz, from where on "
+                    "prior and recording have a band to add"
                 )
             everywhere = torch.ones_like(channels, dtype=torch.bool)
             return cls(kind, everywhere, sample_rate, rate, cutoff)

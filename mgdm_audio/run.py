@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["run", "separator_options"]
+__all__ = ["run", "separator_options", "window_sizes"]
 
 import os
 import sys
@@ -84,19 +84,6 @@ def separator_options(request: Request) -> dict[str, Any]:
     Raises:
         ValueError: if there is no such model.
     """
-    from mgdm_audio.separate import OVERLAP, WINDOW
-    from mgdm_audio.song import MULTIPLE
-
-    sizes: dict[str, Any] = {}
-    if request.window is not None or request.overlap is not None:
-        rate = hub.read_config(hub.find(request.model_name())).sample_rate
-        window, overlap = WINDOW, OVERLAP
-        if request.window is not None:
-            window = max(1, round(request.window * rate / MULTIPLE)) * MULTIPLE
-            overlap = min(OVERLAP, window // 8)
-        if request.overlap is not None:
-            overlap = round(request.overlap * rate)
-        sizes = {"window": window, "overlap": overlap}
     return {
         "model": request.model,
         "device": request.device,
@@ -106,8 +93,29 @@ def separator_options(request: Request) -> dict[str, Any]:
         "other": request.other_level if request.other else None,
         "batch": request.batch,
         **request.settings(),
-        **sizes,
+        **window_sizes(request),
     }
+
+
+def window_sizes(request: Request) -> dict[str, int]:
+    """Window and overlap in samples, where the request names one of them.
+
+    Raises:
+        ValueError: if there is no such model.
+    """
+    from mgdm_audio.separate import OVERLAP, WINDOW
+    from mgdm_audio.song import MULTIPLE
+
+    if request.window is None and request.overlap is None:
+        return {}
+    rate = hub.read_config(hub.find(request.model_name())).sample_rate
+    window, overlap = WINDOW, OVERLAP
+    if request.window is not None:
+        window = max(1, round(request.window * rate / MULTIPLE)) * MULTIPLE
+        overlap = min(OVERLAP, window // 8)
+    if request.overlap is not None:
+        overlap = round(request.overlap * rate)
+    return {"window": window, "overlap": overlap}
 
 
 def _separator(request: Request) -> Separator:

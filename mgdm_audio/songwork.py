@@ -274,10 +274,8 @@ def _with_known(
     separator: Separator, run: Run, each: _Ready, seed: int
 ) -> Mapping[str, Any] | BaseException:
     """Separates a song some of whose stems are known, in memory."""
-    import numpy as np
-
     from mgdm_audio import audio, write
-    from mgdm_audio.conditional import separate_known
+    from mgdm_audio.conditional import separate_known, whole_stems
     from mgdm_audio.files import output_format
 
     try:
@@ -289,10 +287,10 @@ def _with_known(
                 raise ValueError(
                     f"known {stem} has {other.sample_rate} Hz and the song {read.sample_rate}"
                 )
-            given[stem] = other.samples.astype(np.float32)
-        mix = read.samples.astype(np.float32)
+            given[stem] = other.samples
+        mix = read.samples
         made = separate_known(separator, mix, given, read.sample_rate, [seed])
-        names, stack = list(made.draws[0]), np.stack(list(made.draws[0].values()))
+        names, stack = list(made.draws[0]), whole_stems(made.draws[0], given, mix)
         groups = [[names.index(part) for part in name.split("+")] for name in run.files.names]
         paths = list(_files(run, each).values())
         subtype = output_format(read.subtype, run.files.container, run.files.bits)

@@ -161,17 +161,20 @@ def assess(
     if len(stack[0]) != len(names):
         raise ValueError(f"got {len(stack[0])} stems and {len(names)} names")
     n = len(stack)
-    mean = np.mean(stack, axis=0, dtype=np.float64)
+    # Draw by draw: a song's draws take gigabytes.
+    mean = np.zeros(stack[0].shape)
+    for x in stack:
+        mean += x
+    mean /= n
     mono = [x if x.ndim == 2 else x.mean(1) for x in stack]
     centre = mean if mean.ndim == 2 else mean.mean(1)
     power = np.mean([_bands(x, sample_rate) for x in mono], axis=0)
     spread = sum(_bands(x - centre, sample_rate) for x in mono) / (n - 1)
     levels = np.stack([_bands(x, sample_rate).sum(1) for x in mono])
     floor = 10 ** (AUDIBLE_DB / 10) * max(float(np.square(centre.sum(0)).mean()), 1e-20)
-    flat = np.stack([x.reshape(-1) for x in stack]).astype(np.float64)
     whole = max(float(np.square(mean.sum(0)).sum()), 1e-300)
     # Mean squared distance to the others, by the distance to the mean: no N^2 comparisons.
-    about = np.square(flat - mean.reshape(-1)).sum(1)
+    about = np.array([np.square(x - mean).sum() for x in stack])
     distance = np.sqrt((n * about + about.sum()) / (n - 1) / whole)
     return Uncertainty(
         names=tuple(names),

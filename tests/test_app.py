@@ -64,7 +64,7 @@ def test_the_shipped_models_begin_with_the_regressor():
         studio.close()
 
 
-def test_messages(studio, tmp_path):
+def test_messages(studio, song, tmp_path):
     bad = tmp_path / "bad.wav"
     bad.write_bytes(b"this is no audio")
     nothing = lambda done, total: None  # noqa: E731
@@ -72,6 +72,8 @@ def test_messages(studio, tmp_path):
         studio.separate(None, "fast", 0, nothing)
     with pytest.raises(ValueError, match=r"bad\.wav"):
         studio.separate(str(bad), "fast", 0, nothing)
+    with pytest.raises(ValueError, match="give a seed"):
+        studio.separate(str(song), "fast", None, nothing)
     with pytest.raises(ValueError, match="separate a song first"):
         studio.redraw(None, "piano", "fast", 0, nothing)
 

@@ -350,6 +350,36 @@ def test_tables_give_seeds_settings_and_known_stems(songs, tmp_path):
     assert [song.name for song in unit.songs] == ["given"]
 
 
+def test_stems_stay_while_their_songs_cannot_be_read(songs, tmp_path):
+    """As when a disk is not there: a song is done again where it changed, and nobody says so."""
+    table = tmp_path / "songs.csv"
+    table.write_text(f"path\n{songs}/01.wav\n{songs}/02.wav\n")
+    plan, summary = separate(table, tmp_path / "out")
+    assert summary.done == 2
+    before = contents(plan.runs[0].url)
+    songs.rename(tmp_path / "away")
+    again, summary = separate(table, tmp_path / "out")
+    assert (again.done, summary.failed) == (2, 0)
+    assert contents(plan.runs[0].url) == before
+
+
+def test_known_stems_of_long_integers_are_kept_and_add_up(songs, tmp_path):
+    rng = np.random.default_rng(0)
+    drums, rest = rng.integers(-(2**28), 2**28, (2, 6000)) * 2.0**-31
+    sf.write(songs / "long.wav", drums + rest, 22050, subtype="PCM_32")
+    sf.write(songs / "drums.wav", drums, 22050, subtype="PCM_32")
+    table = tmp_path / "songs.csv"
+    table.write_text('path,known\nin/long.wav,"{""drums"": ""in/drums.wav""}"\n')
+    plan, summary = separate(table, tmp_path / "out")
+    assert summary.done == 1
+    (folder,) = Path(plan.runs[0].url).rglob("long")
+    read = [sf.read(folder / f"{s}.wav", dtype="int32")[0].astype(np.int64) for s in STEMS]
+    assert np.array_equal(sum(read), sf.read(songs / "long.wav", dtype="int32")[0])
+    assert np.array_equal(
+        read[STEMS.index("drums")], sf.read(songs / "drums.wav", dtype="int32")[0]
+    )
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

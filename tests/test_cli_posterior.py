@@ -57,6 +57,15 @@ def test_samples_and_their_page(song):
     alone = sound(song / "two" / "song" / "seed-5" / "bass.wav")
     assert np.array_equal(alone, sound(folder / "seed-5" / "bass.wav"))
     assert "not empty" in run("separate", "song.wav", "-o", "out", "--samples", 2, code=1).output
+    said = run("separate", "song.wav", "-o", "one", "--seeds", "5", "--precision", "float32",
+               "--preset", "fast").stderr  # fmt: skip
+    assert "song.wav: ding (fast), seeds 5" in said
+    assert np.array_equal(alone, sound(song / "one" / "song" / "bass.wav"))
+    run("separate", "song.wav", "-o", "out", "--seeds", "5", "--overwrite", *FAST)
+    left = {str(p.relative_to(folder)) for p in folder.rglob("*")}
+    assert left == {f"{s}.wav" for s in STEMS}  # of the earlier draws nothing is left
+    far = run("separate", "song.wav", "--samples", 2, "--seed", 2**63 - 1, code=2)
+    assert "seeds go up to" in far.output
 
 
 def test_a_page_changes_nothing_else(song):
@@ -65,6 +74,11 @@ def test_a_page_changes_nothing_else(song):
     run("separate", "song.wav", "-o", "b", "--report", *quick)
     for s in STEMS:
         assert np.array_equal(sound(f"a/song/{s}.wav"), sound(f"b/song/{s}.wav"))
+    # Windows of a song are the same windows, in whatever way they are asked for.
+    for o, more in (("e", ()), ("f", ("--report",))):
+        run("separate", "song.wav", "-o", o, *more, "--window", 0.3, "--quality", "fast", *quick)
+    for s in STEMS:
+        assert np.array_equal(sound(f"e/song/{s}.wav"), sound(f"f/song/{s}.wav"))
     run("separate", "song.wav", "-o", "c", "--report", "--quality", "fast", *quick)
     assert "--average goes with" in run("separate", "song.wav", "-o", "d", "--samples", 2,
                                         "--average", 2, code=2).output  # fmt: skip
@@ -78,6 +92,11 @@ def test_known_stems_and_a_region(song):
     before, after = sound("a/song/bass.wav"), sound("b/song/bass.wav")
     changed = np.flatnonzero(before != after) / RATE
     assert 0.2 <= changed.min() < changed.max() <= 0.3
+    run("separate", "song.wav", "-o", "a", "--redo", "0.2-0.3", "--from", "a/song", "--seed", 2,
+        "--overwrite", *FAST)  # fmt: skip
+    assert np.array_equal(sound("a/song/bass.wav"), after)  # in their place
+    two = run("separate", "song.wav", "bass.wav", "--known", "drums=drums.wav", code=2)
+    assert "--known takes one FILE" in two.output
 
 
 @pytest.mark.parametrize(
@@ -91,10 +110,15 @@ def test_what_went_astray_is_told(song, monkeypatch, prior, options):
             return torch.full_like(x, 10.0) + 0 * x
 
     wrong = dataclasses.replace(prior, denoise=Constant())
-    monkeypatch.setattr(separate, "Separator", lambda model, **kw: Separator(wrong, **kw))
+    monkeypatch.setattr(separate, "Separator", lambda model, *a, **kw: Separator(wrong, *a, **kw))
     result = run("separate", "song.wav", "-o", "out", "--method", "dps", *options, *FAST)
     assert result.stderr.startswith("warning: song.wav: what was drawn misses the mix by")
     assert len(result.stderr.splitlines()) == 1  # of samples that say the same, once
+    loud = ("--method", "dps", *FAST)
+    made = run("generate", "--given", "drums=drums.wav", "-o", "band", "--overwrite", *loud)
+    assert "misses the mix" in made.stderr
+    fixed = run("repair", "song.wav", "--gap", "0.1-0.2", "-o", "r.wav", "--overwrite", *loud)
+    assert "misses the mix" in fixed.stderr
     if "--report" in options:
         assert "misses the mix" in (song / "out" / "song" / "report.html").read_text()
 
@@ -114,7 +138,7 @@ def test_what_would_be_lost_is_refused_before_work(song, monkeypatch):
     twice = run("separate", "album/a/song.wav", "album/b/song.wav", "-o", "out", *every, code=2)
     assert "would both be written to out/song/bass.wav" in twice.output
     own = run("separate", "drums/drums.wav", "-o", ".", *every, code=2)
-    assert "drums/drums.wav is one of the files to separate" in own.output
+    assert "drums/drums.wav is one of the files that are read" in own.output
     known = run(
         "separate", "drums.wav", "--known", "drums=drums/drums.wav", "-o", ".", *every, code=2
     )

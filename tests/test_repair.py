@@ -204,3 +204,9 @@ def test_errors_say_what_was_expected(options, text, linear, mix):
 def test_a_sampler_that_cannot_is_named(linear, mix):
     with pytest.raises(ValueError, match="needs a linear operator"):
         repair(linear, np.clip(mix, -0.1, 0.1), RATE, "clip", [0], way="draw")
+
+
+def test_a_band_above_the_recording_s_own_is_refused(linear):
+    x = np.random.default_rng(0).standard_normal(8000).astype(np.float32)
+    with pytest.raises(ValueError, match="expected one below 4000 Hz"):
+        repair(linear, x, 8000, "lowpass", [0], cutoff=4000)
