@@ -24,7 +24,7 @@ from recipes.prior.train import PriorTask, Settings
 from recipes.training.log import Log, Window, chart, level_name, read
 from recipes.training.processes import Processes, relaunch, wanted
 from recipes.training.scoring import separation_score
-from recipes.training.trainer import Runtime, Trainer
+from recipes.training.trainer import Runtime, Trainer, load_state
 
 ROOT = Path(__file__).parents[1]
 BACKBONE = {
@@ -115,9 +115,15 @@ def test_new_songs_are_taken_up_with_a_checkpoint(corpus, tmp_path):
     trainer.advance()
     assert trainer.songs == 3
     trainer.save(tmp_path / "c.pt")
-    assert trainer.state()["songs"] == 3
-    trainer.refresh()
     assert trainer.songs == 5
+    state = load_state(tmp_path / "c.pt")
+    assert state["songs"] == 5  # what a continued run has is what this one goes on with
+    shutil.rmtree(corpus.folder)
+    write_corpus(corpus.folder, songs=2)
+    elsewhere = trained(StemCorpus(corpus.folder), steps=0)
+    elsewhere.load(state)
+    assert elsewhere.songs == 2
+    elsewhere.advance()
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run(corpus):

@@ -192,10 +192,11 @@ class StemCorpus:
 
 
 def validation_crops(folder: str | Path, samples: int, per_song: int = 1) -> np.ndarray:
-    """Fixed, untouched crops of every song: float32 (N, 4, samples), evenly spaced in each."""
+    """Fixed, untouched crops of every song, float32 (N, 4, samples), evenly spaced in each; in the
+    order of the songs, whichever was rendered first."""
     corpus = StemCorpus(folder)
     crops = []
-    for number in range(len(corpus.songs)):
+    for number in sorted(range(len(corpus.songs)), key=lambda n: int(corpus.songs[n]["song"])):
         stems = corpus.stems(number)
         for part in range(per_song):
             start = int((stems.shape[1] - samples) * (part + 0.5) / per_song)

@@ -139,7 +139,9 @@ def export(
         stft = {**network["args"]["stft"], "confidence": confidence}
         network["args"] = {**network["args"], "stft": stft}
         run.average.confidence = confidence
-    scores = validations(checkpoint.with_name("log.jsonl"))
+    # The log is of the run's own weights, believed whole.
+    changed = bool(mean) or confidence != 1
+    scores = [] if changed else validations(checkpoint.with_name("log.jsonl"))
     if crops is not None:
         run.task.crops = crops
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):

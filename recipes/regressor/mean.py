@@ -8,6 +8,7 @@ such a model apart, to train its networks on.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from mgdm_audio import hub
 from mgdm_audio.hub import ModelInfo, save_model
 from mgdm_audio.nn import RegressorMean, SpectralRegressor
+
+LEVEL_DB = 0.5
+"""By which the levels of networks of one model may differ; the first one's is the model's."""
 
 SUMMARY = "Regressor of bass, drums, guitar and piano from their mix: the mean of {} networks"
 
@@ -43,7 +47,11 @@ def join(
         raise ValueError("a mean of means is not made: take these apart first (--parts-of)")
     first = models[0].info.config
     for key in ("sample_rate", "stems", "level"):
-        if any(model.info.config[key] != first[key] for model in models):
+        values = [model.info.config[key] for model in models]
+        apart = any(value != first[key] for value in values)
+        if key == "level":
+            apart = 20 * math.log10(max(values) / min(values)) > LEVEL_DB
+        if apart:
             found = ", ".join(f"{m.name} {m.info.config[key]}" for m in models)
             raise ValueError(f"the models differ in {key}: {found}")
     config = {

@@ -88,7 +88,10 @@ def train(
     """
     out.mkdir(parents=True, exist_ok=True)
     try:
-        if relaunch(wanted(options["devices"])):
+        devices = options["devices"]
+        if options["device"] == "cpu" and devices == "auto":
+            devices = "1"  # not a process for each GPU, which is left alone
+        if relaunch(wanted(devices)):
             return
         with processes(options["device"]) as place:
             checkpoint = out / CHECKPOINT
@@ -147,7 +150,6 @@ def run(trainer: Trainer, out: Path, options: dict[str, Any]) -> None:
                     continue
                 if name == "save":
                     trainer.save(out / CHECKPOINT)
-                    trainer.refresh()
                 elif log is not None:
                     measure(trainer, name, log)
                     log.chart(out / "curves.png")

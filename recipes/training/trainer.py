@@ -225,7 +225,7 @@ class Trainer:
         self.seconds = 0.0  # of audio seen
         self.minutes = 0.0  # spent on steps, by the clock
         self.restart: int | None = None  # step at which the moments were last lost
-        self.songs = task.songs()
+        self.songs = self._songs()
         self._batches: Iterator[Batch] | None = None
         loss = _Loss(self.net, task)
         self._loss: nn.Module = loss
@@ -243,6 +243,9 @@ class Trainer:
     def prepare(self) -> None:
         """Gives the network what it needs to start; the same in every process."""
         self.task.prepare(self.net)
+        if self.processes.world > 1:  # songs may have been added between two processes' looks
+            for buffer in self.net.buffers():
+                torch.distributed.broadcast(buffer, 0)
         self.average.load_state_dict(self.net.state_dict())
 
     def rate(self) -> float:
@@ -337,10 +340,14 @@ class Trainer:
 
         Called where a checkpoint is written, so that a continued run sees the same songs.
         """
-        songs = min(self.processes.gather(self.task.songs()))
+        songs = self._songs()
         if songs != self.songs:
             self.songs = songs
             self._batches = None
+
+    def _songs(self) -> int:
+        """Songs that all processes have."""
+        return min(self.processes.gather(self.task.songs()))
 
     def end_at(self, steps: int) -> None:
         """Moves the end of the run, and with it the decay of the learning rate."""
@@ -363,7 +370,11 @@ class Trainer:
         }
 
     def save(self, path: Path) -> None:
-        """Writes the checkpoint to a temporary name, then renames it; the first process only."""
+        """Writes the checkpoint to a temporary name, then renames it; the first process only.
+
+        New songs are taken up with it, in all processes.
+        """
+        self.refresh()
         if self.processes.first:
             temporary = path.with_suffix(".part")
             torch.save(self.state(), temporary)
@@ -384,7 +395,9 @@ class Trainer:
         if state["optimiser"] is not None:
             self.optimiser.load_state_dict(state["optimiser"])
         self.restart, self.minutes = state.get("restart"), state.get("minutes", 0.0)
-        self.step, self.seconds, self.songs = state["step"], state["seconds"], state["songs"]
+        self.step, self.seconds = state["step"], state["seconds"]
+        # Elsewhere there may be fewer, or less room for them.
+        self.songs = min(state["songs"], self._songs())
         self._batches = None
 
 
