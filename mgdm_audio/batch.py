@@ -61,16 +61,19 @@ def run(
                 active.append(following)
                 jobs += following.ready(batch - len(jobs))
             if not jobs:
+                for song in active:
+                    yield song, RuntimeError("windows were lost; run again with --resume")
                 return
             jobs = _alike(jobs, apart)
             error = _draw(draw, jobs)
             several = len({id(job.song) for job in jobs}) > 1
+            # Of a batch that failed in the end, some may be there.
+            for song in dict.fromkeys(job.song for job in jobs):
+                if song.complete:
+                    active.remove(song)
+                    yield song, None
             if error is None:
                 apart = False
-                for song in dict.fromkeys(job.song for job in jobs):
-                    if song.complete:
-                        active.remove(song)
-                        yield song, None
                 continue
             if _is_out_of_memory(error) and len(jobs) > 1:
                 batch = len(jobs) // 2
@@ -85,23 +88,24 @@ def run(
 
 def _draw(draw: Draw, jobs: list[Job]) -> BaseException | None:
     """Draws jobs and hands the stems to their songs, or gives the error."""
-    counts: dict[Song, int] = {}
-    for job in jobs:
-        counts[job.song] = counts.get(job.song, 0) + 1
+    places: dict[Song, list[int]] = {}
+    for place, job in enumerate(jobs):
+        places.setdefault(job.song, []).append(place)
 
     def progress(done: int) -> None:
         try:
-            for song, count in counts.items():
-                song.report(done * count)
+            for song, own in places.items():
+                song.report(done * len(own))
         except BaseException as error:
             raise _Cancelled(error) from None
 
     try:
         stems, calls, vjps = draw(jobs, progress)
-        for song, count in counts.items():
-            song.spent(count, calls * count // len(jobs), vjps * count // len(jobs))
-        for job, stem in zip(jobs, stems, strict=True):
-            job.song.finish(job, stem)
+        for song, own in places.items():
+            for place in own:
+                song.finish(jobs[place], stems[place])
+            spent = (counted * len(own) // len(jobs) for counted in (calls, vjps))
+            song.spent(len(own), *spent)
     except Exception as error:
         return error
     return None

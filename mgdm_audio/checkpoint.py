@@ -286,8 +286,9 @@ def import_checkpoints(
         )
     joint = len(paths) == 1
     target = Path(folder) if folder else hub.search_path()[0] / ("msdm" if joint else "isdm")
-    if (target / hub.CONFIG).exists() and not overwrite:
-        raise FileExistsError(f"{target} holds a model already; --overwrite replaces it")
+    there = [name for name in (hub.CONFIG, hub.CARD, ".gitignore") if (target / name).exists()]
+    if there and not overwrite:
+        raise FileExistsError(f"{target} holds a {there[0]} already; --overwrite replaces it")
     checkpoints = [read_checkpoint(path, skip) for path in paths]
     first = checkpoints[0]
     for checkpoint, stem in zip(checkpoints, STEMS, strict=False):

@@ -52,6 +52,17 @@ class Denoiser(Protocol):
         ...
 
 
+def of_items(
+    denoise: Callable[[Tensor, Tensor], Tensor], items: Sequence[int] | None
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The denoiser for a call with some of a batch's items alone, ascending; None is all of them.
+
+    One that has something of its own for each item has a method `of_items`, which is asked.
+    """
+    narrowed = None if items is None else getattr(denoise, "of_items", None)
+    return denoise if narrowed is None else narrowed(items)
+
+
 def denoise_vp(
     denoise: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: int | Tensor, levels: NoiseLevels
 ) -> Tensor:
@@ -322,25 +333,35 @@ class MarginalDenoiser:
         denoise: the joint prior, a `Denoiser`.
         sigma: level :math:`\sigma_m` of the stems that are left out.
         draws: where their noise comes from; fresh in every call, so that what little of it
-            leaks into an answer averages out over a run. Calls need all items of the batch.
+            leaks into an answer averages out over a run.
+        items: the batch items that calls are about, ascending; None for all.
 
     Raises:
         ValueError: if sigma is not positive.
     """
 
     def __init__(
-        self, denoise: Callable[[Tensor, Tensor], Tensor], sigma: float, draws: Draws
+        self,
+        denoise: Callable[[Tensor, Tensor], Tensor],
+        sigma: float,
+        draws: Draws,
+        items: Sequence[int] | None = None,
     ) -> None:
         if not 0 < sigma < math.inf:
             raise ValueError(f"got sigma = {sigma}, expected a positive noise level")
         self.denoise = denoise
         self.sigma = sigma
         self.draws = draws
+        self.items = items
+
+    def of_items(self, items: Sequence[int]) -> MarginalDenoiser:
+        """See `of_items`."""
+        return MarginalDenoiser(of_items(self.denoise, items), self.sigma, self.draws, items)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """See `Denoiser`; K calls of the joint denoiser."""
         per_stem = sigma if sigma.ndim == 2 else sigma[:, None].expand(x.shape[:2])
-        noise = self.sigma * self.draws.normal(tuple(x.shape)).to(x)
+        noise = self.sigma * self.draws.normal(tuple(x.shape), self.items).to(x)
         parts = []
         for k in range(x.shape[1]):
             kept = torch.arange(x.shape[1], device=x.device) == k

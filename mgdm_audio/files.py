@@ -221,7 +221,7 @@ class _Call:
             task.work,
         )  # fmt: skip
         song.scan()
-        scratch = 4 * settings.stems * song.windows * song.plan.size * 1.1
+        scratch = 4 * settings.stems * song.kept * 1.1
         outputs = write.file_bytes(file.channels, song.frames, opened.subtype) * len(task.outputs)
         write.check_space(task.work, round(1.01 * (scratch + outputs)) + (1 << 20))
         made_from = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -350,7 +351,8 @@ def save_model(
 
     target.mkdir(parents=True, exist_ok=True)
     parts = {target / WEIGHTS: data, target / CONFIG: text.encode("utf-8")}
-    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.part") for path in parts}
+    token = secrets.token_hex(6)
+    temporary = {path: path.with_name(f".{path.name}.{token}.part") for path in parts}
     try:
         for path, content in parts.items():
             with open(temporary[path], "wb") as file:

@@ -16,11 +16,13 @@ from __future__ import annotations
 
 __all__ = ["LEVEL", "NAME", "Spectrum", "WithOther"]
 
-from collections.abc import Callable, Iterable
+import copy
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
+from mgdm_audio.denoise import of_items
 from mgdm_audio.nn.stft import TightFrame
 from mgdm_audio.regress import Regressor
 
@@ -108,6 +110,12 @@ class WithOther:
         """The same with an estimate of the Gaussian stem, (B, 1, T)."""
         return WithOther(self.denoise, self.power, estimate)
 
+    def of_items(self, items: Sequence[int]) -> WithOther:
+        """See `mgdm_audio.denoise.of_items`."""
+        narrowed = WithOther(of_items(self.denoise, items), self.power)
+        narrowed._local = None if self._local is None else self._local.of_items(items)
+        return narrowed
+
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Denoised stems (B, K + 1, T); sigma is (B,) or (B, K + 1)."""
         known, last = (sigma, sigma) if sigma.ndim == 1 else (sigma[:, :-1], sigma[:, -1])
@@ -161,6 +169,12 @@ class _Local:
         bins = self.frame(self._padded(estimate.float())).abs().square()
         smooth = torch.nn.functional.avg_pool2d(bins, 3, 1, 1, count_include_pad=False)
         self.variance = smooth + 1e-3 * power(_FRAME).to(smooth)
+
+    def of_items(self, items: Sequence[int]) -> _Local:
+        """The filter of some of the batch's items."""
+        narrowed = copy.copy(self)
+        narrowed.variance = self.variance[list(items)]
+        return narrowed
 
     def _padded(self, x: Tensor) -> Tensor:
         return torch.nn.functional.pad(x, (0, -x.shape[-1] % self.frame.hop))

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 __all__ = ["Answers", "Regressor", "WithRegressor", "regressor_of"]
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from mgdm_audio.denoise import Denoiser
+from mgdm_audio.denoise import Denoiser, of_items
 
 
 class Regressor(Protocol):
@@ -56,6 +57,13 @@ class WithRegressor:
         if self.denoise is None:
             raise ValueError("got a regressor alone, but this sampler asks a prior; give it one")
         return self.denoise(x, sigma)
+
+    def of_items(self, items: Sequence[int]) -> WithRegressor:
+        """See `mgdm_audio.denoise.of_items`."""
+        if self.denoise is None:
+            return self
+        narrowed: Any = of_items(self.denoise, items)
+        return WithRegressor(self.regress, narrowed)
 
 
 class Answers:

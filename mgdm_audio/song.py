@@ -203,6 +203,19 @@ class Song:
         return 0 if self.silent else len(self.plan.starts)
 
     @property
+    def kept(self) -> int:
+        """Samples of a stem that the store has at most: of windows, of what the next ones are told
+        of each, and of samples whose mean is still to be."""
+        if self.silent:
+            return 0
+        plan, average = self.plan, self.settings.average
+        told = sum(
+            end - start for start, (_, end) in zip(plan.starts[1:], plan.fades(), strict=True)
+        )
+        told *= average * (self.settings.seams == "condition")
+        return (len(plan.starts) + average) * plan.size + told
+
+    @property
     def jobs(self) -> int:
         """Number of jobs in all."""
         return 0 if self.silent else len(self._sounding) * self.settings.average
@@ -249,8 +262,16 @@ class Song:
 
     def finish(self, job: Job, stems: Tensor) -> None:
         """Takes the stems (K, size) of a job."""
-        index, average = job.index, self.settings.average
-        self.store.put(_sample(index, job.sample), stems)
+        self.store.put(_sample(job.index, job.sample), stems)
+        try:
+            self._close_window(job.index)
+        except BaseException:
+            # Or its window would never be ready again, and never there.
+            self.store.drop(_sample(job.index, job.sample))
+            raise
+
+    def _close_window(self, index: int) -> None:
+        average = self.settings.average
         if not all(self.store.has(_sample(index, s)) for s in range(average)):
             return
         mean: Tensor | None = None

@@ -126,7 +126,12 @@ def spread(
     # As much in memory for a few channels at 44.1 kHz as for many at a high rate.
     room = 2 * 2048 * _BLOCK // (n_fft * max(1, len(first) - count))
     block = min(_BLOCK, max(2 * _FADE, room)) * hop
-    for both in with_context(_with_first(first, signal), length, block, edge):
+    # Near unit level: squares of the powers of a quiet recording leave float32. A power of two, so
+    # that nothing is rounded.
+    level = 2.0 ** round(log2(power) / 2) if power > 0 else 1.0
+    power /= level**2
+    for given in with_context(_with_first(first, signal), length, block, edge):
+        both = given / level
         window = torch.hann_window(n_fft, dtype=both.dtype)
         # Below -120 dB of the mean power of a bin, what remains of a stem is rounding.
         floor = power * float(window.square().sum()) * 1e-12
@@ -144,7 +149,7 @@ def spread(
             faded = tail[..., :n] + weight * (out[..., :n] - tail[..., :n])
             out = torch.cat([faded, out[..., n:]], dim=-1)
         tail = wave[..., size - edge : size - edge + fade].clone()
-        yield out, both[count:, edge : size - edge]
+        yield out * level, given[count:, edge : size - edge]
 
 
 def _with_first(first: Tensor, rest: Iterator[Tensor]) -> Iterator[Tensor]:

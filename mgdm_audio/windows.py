@@ -152,6 +152,8 @@ class WindowPlan:
 def window_seed(seed: int, index: int) -> int:
     """The seed of one window: the first word of ``numpy.random.SeedSequence((seed, index))``.
 
+    Seeds from 2^32 on have two words, and window 0 of one is a window of a smaller one.
+
     It depends on nothing else, so a window's sample is the same in any batch, and NumPy keeps the
     algorithm stable. 32 bits, because torch's CPU generator uses no more.
 

@@ -8,6 +8,7 @@ final name or not at all.
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -149,6 +150,13 @@ def _apportion(
         raise ValueError(
             f"the stems must add up to the mix, but they miss it by {np.abs(gap).max() / scale:.3g}"
         )
+    # Whole rounds first, a unit for every stem that sounds: with 32 bits the rounding of single
+    # precision is some hundred units, which one by one take longer than the sampling.
+    sounding = (stems != 0).astype(np.float64)
+    count = sounding.sum(axis=0)
+    rounds = np.where(count > 0, np.sign(gap) * (np.abs(gap) // np.maximum(count, 1)), 0)
+    units += rounds * sounding
+    gap -= rounds * count
     while np.any(gap):
         step = np.sign(gap)
         owed = np.where(stems == 0, -np.inf, step * (exact - units))
@@ -324,10 +332,10 @@ def staged(paths: Sequence[Path], work: Path | None = None) -> Iterator[list[Pat
         OSError: if a folder cannot be made or a file cannot be renamed.
     """
     made: list[Path] = []
-    # Short names: the final ones may be as long as the file system allows.
-    temporary = [
-        (work or path.parent) / f".mgdm-{os.getpid()}-{i}.part" for i, path in enumerate(paths)
-    ]
+    # Short names: the final ones may be as long as the file system allows. No two alike, of threads
+    # and of machines that share a folder either.
+    token = secrets.token_hex(6)
+    temporary = [(work or path.parent) / f".mgdm-{token}-{i}.part" for i, path in enumerate(paths)]
     complete = False
     try:
         for path in paths:

@@ -155,3 +155,52 @@ def test_damaged_windows_are_made_again():
     assert [job.index for job in song.ready(5)] == [0]
     list(batch.run(identity, [song], 1))
     assert song.complete
+
+
+class Full(MemoryStore):
+    """A store that once has no room for a window."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.errors = [error]
+
+    def put(self, name, value):
+        if name.startswith("window") and self.errors:
+            raise self.errors.pop()
+        super().put(name, value)
+
+
+def test_a_song_whose_window_cannot_be_kept_is_told():
+    songs = [make(0, 3000), make(1, 3000)]
+    songs[1].store = Full(OSError("no space"))
+    found = dict(batch.run(identity, songs, 2))
+    assert found[songs[0]] is None
+    # The batch is drawn again song by song, and there is room by then.
+    assert found[songs[1]] is None
+    assert [song.calls for song in songs] == [5, 5]
+    songs = [make(0, 3000)]
+    songs[0].store = Full(OSError("no space"))
+    ((song, error),) = batch.run(identity, songs, 1)
+    assert song is songs[0]
+    assert "no space" in str(error)
+    songs = [make(0, 3000, average=2)]
+    songs[0].store = Full(MemoryError())
+    assert list(batch.run(identity, songs, 2)) == [(songs[0], None)]
+    x = torch.from_numpy(songs[0].source.samples)
+    assert torch.equal(result(songs[0]), x.expand(2, *x.shape) / 2)
+
+
+@pytest.mark.parametrize("settings", [{}, {"average": 4}, {"seams": "fade"}, {"overlap": 2048}])
+def test_what_is_kept_is_foreseen(settings):
+    """With a batch of one song's samples; the most that there is at any time."""
+    song = make(0, 30_000, **settings)
+    most = []
+    put = song.store.put
+
+    def counted(name, value):
+        put(name, value)
+        most.append(sum(x.shape[-1] for x in song.store._values.values()))
+
+    song.store.put = counted
+    list(batch.run(identity, [song], song.settings.average))
+    assert 0.8 * song.kept < max(most) <= song.kept

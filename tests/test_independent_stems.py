@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from oracles import BatchDraws, GaussianRegressor, gaussian_problem, moment_excess
@@ -114,3 +116,16 @@ def test_separator(prior):
     assert stems.stats["calls"] == 4 * joint.separate(mix, 22_050, seed=1).stats["calls"]
     assert stems.settings["independent"] is True
     assert "independent" not in joint.describe()
+
+
+def test_chains_of_different_lengths():
+    """MGDM asks about some items of a batch: each has its own numbers, as alone."""
+    settings = {"steps": 6, "repetitions": 2, "gradient_steps": ((0, 1),), "denoising_steps": 4}
+    settings |= {"index": "uniform", "min_index": 1, "levels": 12, "sigma_max": 1.0}
+    batch, draws = 4, partial(SeededDraws, dtype=torch.float64)
+    prior, problem, _ = gaussian_problem(4, batch, 0.1)
+    sampler = independent("mgdm", "default", **settings)
+    together = sampler.sample(prior, problem, draws(range(batch)))
+    for i in range(batch):
+        alone = sampler.sample(prior, gaussian_problem(4, 1, 0.1)[1], draws([i]))
+        assert torch.allclose(together[i], alone[0], atol=1e-9)

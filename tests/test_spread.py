@@ -122,3 +122,18 @@ def test_seams_of_blocks_do_not_show(song, monkeypatch):
     # The largest step from sample to sample, which a click would raise.
     steps = [np.abs(np.diff(x, 2, axis=-1)).max() for x in (whole[0], blocks[0])]
     assert steps[1] < 1.5 * steps[0] + 1e-4
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("level", [1e-2, 1e-4, 1e-7])
+def test_quiet_recordings_with_silence_in_them(channels, level):
+    """Squares of their powers leave single precision; the stems scale with the recording."""
+    t = torch.arange(3 * 44_100) / 44_100
+    tone = torch.where(t < 0.5, torch.sin(2 * torch.pi * 440 * t), 0)
+    stems = torch.stack([tone, 0.5 * tone, 0 * tone, 0 * tone])
+    mix = stems.sum(0).expand(channels, -1)
+
+    out = spread_stems(level * stems, level * mix, 44_100, 22_050)
+    assert torch.isfinite(out).all()
+    # Of a power of two the same bits would come out.
+    assert torch.allclose(out / level, spread_stems(stems, mix, 44_100, 22_050), atol=1e-4)

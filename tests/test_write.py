@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import soundfile as sf
@@ -195,3 +197,27 @@ def test_too_little_space_is_an_error(tmp_path):
     write.check_space(tmp_path / "not" / "yet", 1000)
     with pytest.raises(OSError, match="GB are needed"):
         write.check_space(tmp_path / "not" / "yet", 1 << 60)
+
+
+def test_single_precision_in_long_integers():
+    """Some hundred units are missing then; they are shared out at once."""
+    stems = 0.1 * np.random.default_rng(0).standard_normal((4, 2, 65_536)).astype(np.float32)
+    stems[3] = 0
+    mix = stems.sum(0)
+    units = write.quantise(stems, mix, 32)
+    assert units is not None
+    assert np.array_equal(units.sum(0), np.rint(mix.astype(np.float64) * 2**31))
+    assert not units[3].any()
+    assert np.abs(units - stems.astype(np.float64) * 2**31).max() < 500
+
+
+def test_threads_do_not_take_each_other_s_files(tmp_path):
+    def kept(number):
+        stems = np.full((4, 1, 20_000), 0.01 * number, np.float32)
+        paths = [tmp_path / f"{number}-{k}.wav" for k in range(4)]
+        write.write_stems(paths, stems, stems.sum(0), 8000, "FLOAT")
+        return paths
+
+    with ThreadPoolExecutor(4) as pool:
+        for number, paths in enumerate(pool.map(kept, range(1, 9)), 1):
+            assert all(np.allclose(sf.read(path)[0], 0.01 * number) for path in paths)

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from mgdm_audio.denoise import Denoiser, denoise_vp
+from mgdm_audio.denoise import Denoiser, denoise_vp, of_items
 from mgdm_audio.draws import Draws
 from mgdm_audio.noise import NoiseLevels, bridge, broadcast, forward, int_linspace
 from mgdm_audio.samplers._vp import Adam, move, noise_at_the_top
@@ -320,10 +320,10 @@ class MGDM(DiffusionSampler):
             everyone = len(items) == len(grids)
             u = torch.tensor([grids[i][j] for i in items])
             t = torch.tensor([grids[i][j + 1] for i in items])
-            part = x if everyone else x[items]
-            clean = denoise_vp(denoise, part, u, levels)
+            part, own = (x, None) if everyone else (x[items], items)
+            clean = denoise_vp(of_items(denoise, own), part, u, levels)
             coefficients = bridge(levels, torch.zeros_like(t), t, u, self.eta)
-            part = move(draws, coefficients, clean, part, None if everyone else items)
+            part = move(draws, coefficients, clean, part, own)
             if everyone:
                 x = part
             else:

@@ -145,7 +145,13 @@ class PnPDM(DiffusionSampler):
     def _chains(self, sigma: float) -> list[list[float]]:
         """Levels of the reverse diffusions of all iterations."""
         grid = self.noise_levels().sigmas.flip(0).tolist()
-        return [self._chain(grid, width) for width in self.widths(sigma)]
+        chains = [self._chain(grid, width) for width in self.widths(sigma)]
+        if not any(len(chain) > 1 for chain in chains):
+            raise ValueError(
+                f"no width is above sigma_min = {self.sigma_min:g}, so that the prior is never "
+                "asked; raise the widths or the warm start's level, or lower sigma_min"
+            )
+        return chains
 
     def _chain(self, grid: list[float], width: float) -> list[float]:
         """Levels of a reverse diffusion from `width`, 0 at the end."""

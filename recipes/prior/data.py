@@ -196,7 +196,8 @@ def validation_crops(folder: str | Path, samples: int, per_song: int = 1) -> np.
     order of the songs, whichever was rendered first."""
     corpus = StemCorpus(folder)
     crops = []
-    for number in sorted(range(len(corpus.songs)), key=lambda n: int(corpus.songs[n]["song"])):
+    numbers = [int(song["song"]) if "song" in song else n for n, song in enumerate(corpus.songs)]
+    for number in sorted(range(len(numbers)), key=numbers.__getitem__):
         stems = corpus.stems(number)
         for part in range(per_song):
             start = int((stems.shape[1] - samples) * (part + 0.5) / per_song)
