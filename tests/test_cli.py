@@ -303,7 +303,7 @@ def test_an_input_is_never_overwritten(run, song, tmp_path):
     (tmp_path / "song" / "bass.wav").write_bytes(song.read_bytes())
     result = run("separate", "song.wav", "song/bass.wav", "-o", ".", "--overwrite")
     assert result.exit_code == 2
-    assert "one of the files to separate" in result.stderr
+    assert "one of the files that are read" in result.stderr
 
 
 def test_sums_and_residual_null(run, song):
