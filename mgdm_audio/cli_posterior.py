@@ -91,7 +91,7 @@ def generate(
         )  # fmt: skip
         progress.close()
         with write.staged(paths) as temporary:
-            for name, path in zip(made, temporary, strict=False):
+            for name, path in zip(made, temporary[:-1], strict=True):
                 x = np.atleast_2d(result.draws[0][name]).T
                 sf.write(path, x, rate, "FLOAT", format="WAV")
                 write.clear_time_stamp(path)

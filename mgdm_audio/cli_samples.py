@@ -6,7 +6,7 @@ __all__ = ["ADDED", "Added", "run_added"]
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,6 +118,8 @@ def run_added(request: Request, added: Added) -> int:
     read |= {path.resolve() for path in (*asked.known.values(), *(path for path, _ in asked.also))}
     for item in inputs:
         claim(owners, read, item.path, asked.files(_folder(request, item), STEMS))
+    if asked.redo is not None:  # stems may be drawn anew in their place
+        read |= {(asked.redo[2] / f"{name}.wav").resolve() for name in STEMS}
     for item in inputs:
         folder = _folder(request, item)
         try:
@@ -150,7 +152,7 @@ def run_added(request: Request, added: Added) -> int:
         for warning in warnings:
             click.echo(printable(warning_line(file, warning)), err=True)
         if request.overwrite:
-            _tidy(folder, written)
+            _tidy(folder, {path.resolve() for path in written} | read)
         if not request.quiet:
             made = separator.describe()
             text = f"{file}: {made['method']} ({made['preset']}), seeds {_ranges(asked.seeds)}"
@@ -275,13 +277,14 @@ def _separate(
     return paths, warnings
 
 
-def _tidy(folder: Path, written: Sequence[Path]) -> None:
-    """Removes what an earlier call wrote there of other draws: it does not go with these."""
+def _tidy(folder: Path, needed: Collection[Path]) -> None:
+    """Removes what an earlier call wrote there of other draws, which does not go with these; not
+    what is needed: written now, or read."""
     places = [folder, *(p for p in folder.iterdir() if re.fullmatch(r"seed-\d+|mean", p.name))]
     names = [f"{name}.wav" for name in STEMS]
     old = [place / name for place in places for name in names]
     for path in (*old, folder / "uncertainty.json", folder / "report.html"):
-        if path not in written:
+        if path.resolve() not in needed:
             path.unlink(missing_ok=True)
     for place in places[1:]:
         if not any(place.iterdir()):

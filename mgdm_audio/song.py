@@ -48,7 +48,8 @@ Callback = Callable[[int, int], None]
 
 
 def astray(residual_db: float) -> tuple[str, ...]:
-    """The warning of a sampler that left so much of what it was to explain, if it needs one."""
+    """The warning of a sampler that left so much, in dB relative to what it was to explain; none
+    below `MISSED`."""
     if not residual_db > MISSED:
         return ()
     return (

@@ -67,7 +67,10 @@ def test_the_shipped_models_begin_with_the_regressor():
 def test_messages(studio, song, tmp_path):
     bad = tmp_path / "bad.wav"
     bad.write_bytes(b"this is no audio")
-    nothing = lambda done, total: None  # noqa: E731
+
+    def nothing(done, total):
+        pass
+
     with pytest.raises(ValueError, match="drop a song"):
         studio.separate(None, "fast", 0, nothing)
     with pytest.raises(ValueError, match=r"bad\.wav"):

@@ -95,6 +95,12 @@ def test_known_stems_and_a_region(song):
     run("separate", "song.wav", "-o", "a", "--redo", "0.2-0.3", "--from", "a/song", "--seed", 2,
         "--overwrite", *FAST)  # fmt: skip
     assert np.array_equal(sound("a/song/bass.wav"), after)  # in their place
+    # What is read of an earlier set of draws is not tidied away.
+    run("separate", "song.wav", "-o", "c", "--seeds", "1-2", *FAST)
+    known = ("--known", "drums=c/song/mean/drums.wav", "--seed", 1, "--overwrite", *FAST)
+    run("separate", "song.wav", "-o", "c", *known)
+    left = {str(p.relative_to(song / "c" / "song")) for p in (song / "c").rglob("*.wav")}
+    assert left == {"mean/drums.wav", *(f"{s}.wav" for s in STEMS)}
     two = run("separate", "song.wav", "bass.wav", "--known", "drums=drums.wav", code=2)
     assert "--known takes one FILE" in two.output
 

@@ -328,7 +328,7 @@ def test_a_track_that_breaks_the_sampler_is_left_out(corpus, model, tmp_path, mo
     args = [tmp_path / "quick.yaml", "--data", tmp_path / "data", "--out", tmp_path / "out"]
     options = ["--device", "cpu", "--tracks", "2"]
     result = CliRunner().invoke(separate.main, [*map(str, args), *options])
-    assert result.exit_code == 1
+    assert result.exit_code == separate.LEFT_OUT
     assert "left out: Track00001: NaN at level 3" in result.output
     assert "1 tracks were left out" in result.output
     assert (tmp_path / "out" / "Track00002" / "done.json").is_file()

@@ -114,8 +114,9 @@ def test_new_songs_are_taken_up_with_a_checkpoint(corpus, tmp_path):
     write_corpus(corpus.folder, songs=5)
     trainer.advance()
     assert trainer.songs == 3
-    trainer.save(tmp_path / "c.pt")
+    trainer.refresh()
     assert trainer.songs == 5
+    trainer.save(tmp_path / "c.pt")
     state = load_state(tmp_path / "c.pt")
     assert state["songs"] == 5  # what a continued run has is what this one goes on with
     shutil.rmtree(corpus.folder)

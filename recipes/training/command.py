@@ -149,6 +149,8 @@ def run(trainer: Trainer, out: Path, options: dict[str, Any]) -> None:
                 if not (wanted or last) or (stopped and name != "save"):
                     continue
                 if name == "save":
+                    if not last:  # before: a continued run goes on with the same songs
+                        trainer.refresh()
                     trainer.save(out / CHECKPOINT)
                 elif log is not None:
                     measure(trainer, name, log)

@@ -370,11 +370,7 @@ class Trainer:
         }
 
     def save(self, path: Path) -> None:
-        """Writes the checkpoint to a temporary name, then renames it; the first process only.
-
-        New songs are taken up with it, in all processes.
-        """
-        self.refresh()
+        """Writes the checkpoint to a temporary name, then renames it; the first process only."""
         if self.processes.first:
             temporary = path.with_suffix(".part")
             torch.save(self.state(), temporary)
