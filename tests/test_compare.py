@@ -325,10 +325,21 @@ def test_tune_and_table_commands(commands, tmp_path):
     source.write_text(
         "vjp_cost: 1.0\nmethods:\n  ddnm: [{name: plain, preset: fast, knob: steps}]\n"
     )
-    arguments = ["--method", "ddnm", "--budget", "6", "--candidates", str(source)]
-    result = commands(tune.main, *arguments, "--winners", str(winners))
+    tuned = tmp_path / "tuned"
+    arguments = ["--budget", "6", "--candidates", str(source), "--winners", str(winners)]
+    arguments += ["--out", str(tuned)]
+    result = commands(tune.main, "--method", "ddnm", *arguments)
     assert result.exit_code == 0, result.output
     assert yaml.safe_load(winners.read_text())["winners"]["ddnm"][6]["settings"] == {"steps": 6}
+    assert len(Path(f"{tuned}-songs.jsonl").read_text().splitlines()) == 2
+    # Another method joins, and what the first one has is not drawn again where no sample is.
+    elsewhere = ["--store", str(tmp_path / "tuned-elsewhere"), "--method", "dps"]
+    second = "  dps: [{name: one, preset: fast, knob: steps}]\n"
+    source.write_text(source.read_text() + second)
+    result = commands(tune.main, *arguments, *elsewhere)
+    assert list(yaml.safe_load(winners.read_text())["winners"]) == ["ddnm", "dps"]
+    result = commands(tune.main, *arguments, *elsewhere, "--method", "ddnm")
+    assert "ddnm plain valid" not in result.stderr
     plan.write_text(
         "groups:\n"
         "  - {clips: small, settings: tuned, budgets: [6]}\n"

@@ -88,14 +88,14 @@ def test_tuning_keeps_the_best(bench, corpus, tmp_path):
         "mgdm": [Candidate("mgdm", "G1", settings={"gradient_steps": ((0, 1),)}, knob="steps")],
     }
     rows, best = tune.tune(bench, candidates, listed, [8, 16], 1, 1.0)
-    assert [(r.entry.method, r.entry.note, r.listed) for r in rows] == [
+    assert [(r.entry.method, r.entry.note, r.lines[0]["list"]) for r in rows] == [
         ("ddnm", "blind", "tuning at 8"),
         ("ddnm", "good", "tuning at 8"),
         ("mgdm", "G1", "tuning at 8"),
         ("ddnm", "good", "tuning at 16"),
         ("mgdm", "G1", "tuning at 16"),
     ]
-    assert rows[1].score() > rows[0].score()
+    assert rows[1].score > rows[0].score
     path = tmp_path / "winners.yaml"
     path.write_text(tune.winners_text(best, {"model": "bands"}))
     winners = budgets.load_winners(path)
@@ -103,6 +103,13 @@ def test_tuning_keeps_the_best(bench, corpus, tmp_path):
     assert winners["mgdm"][16].settings["gradient_steps"] == ((0, 1),)
     # What was tuned is found again in the store: nothing is drawn anew.
     assert bench.done(winners["mgdm"][16], listed[0]) == 1
+    # Rows of an earlier table count where nothing is in the store, unless they have fewer clips.
+    lines = [line for row in rows for line in row.lines]
+    empty = type(bench)(bench.prior, tmp_path / "empty", device="cpu", say=bench.say)
+    again = tune.tune(empty, candidates, listed, [8, 16], 1, 1.0, 0.0, table=lines)
+    assert again == (rows, best)
+    fewer = [{**line, "clips": "1"} for line in lines]
+    assert tune.tune(empty, candidates, listed, [8], 1, 1.0, 0.0, table=fewer)[0] == []
     candidates["dps"] = [Candidate("dps", "plain", "fast", knob="steps")]
     others = {32: tune.untried(bench, candidates, best, 32, 1.0)}
     path.write_text(tune.winners_text(best, {"model": "bands"}, others))

@@ -202,6 +202,31 @@ def records(rows: Sequence[Row]) -> list[dict[str, str]]:
     return lines
 
 
+def added(rows: Sequence[Row], table: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """The records of rows, or those of an earlier table where it scored more clips.
+
+    What was run on no clip is left out, unless it failed.
+    """
+    earlier: dict[tuple[str, ...], list[Mapping[str, str]]] = {}
+    for line in table:
+        earlier.setdefault(identity(line), []).append(line)
+    lines: list[Mapping[str, str]] = []
+    for row in rows:
+        own: Sequence[Mapping[str, str]] = records([row])
+        kept = earlier.get(identity(own[0]), [])
+        if kept and int(kept[0]["clips"]) > row.clips[0]:
+            lines += kept
+        elif row.clips[0] or row.failed:
+            lines += own
+    return lines
+
+
+def identity(line: Mapping[str, str]) -> tuple[str, ...]:
+    """What makes two rows the same; the precision of the network is no part of it."""
+    keys = ("method", "settings", "note", "list", "samples", "sha256", "regressor", "seed")
+    return tuple(line[key] for key in keys)
+
+
 def csv_text(lines: Sequence[Mapping[str, str]]) -> str:
     """CSV of :func:`records`."""
     text = io.StringIO()

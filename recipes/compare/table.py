@@ -29,10 +29,10 @@ from recipes.compare.options import make_bench, shared
 from recipes.compare.report import (
     REFERENCE,
     Row,
+    added,
     make_row,
     markdown,
     read_csv,
-    records,
     write_tables,
 )
 
@@ -169,31 +169,6 @@ def _ready(bench: Bench, entry: Entry, clip: Clip, count: int) -> bool:
         or bench.done(entry, clip) >= count
         or bench.failed(entry, clip)
     )
-
-
-def added(rows: Sequence[Row], table: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
-    """The records of rows, or those of an earlier table where it scored more clips.
-
-    What was run on no clip is left out, unless it failed.
-    """
-    earlier: dict[tuple[str, ...], list[Mapping[str, str]]] = {}
-    for line in table:
-        earlier.setdefault(_identity(line), []).append(line)
-    lines: list[Mapping[str, str]] = []
-    for row in rows:
-        own: Sequence[Mapping[str, str]] = records([row])
-        kept = earlier.get(_identity(own[0]), [])
-        if kept and int(kept[0]["clips"]) > row.clips[0]:
-            lines += kept
-        elif row.clips[0] or row.failed:
-            lines += own
-    return lines
-
-
-def _identity(line: Mapping[str, str]) -> tuple[str, ...]:
-    """What makes two rows the same; the precision of the network is no part of it."""
-    keys = ("method", "settings", "note", "list", "samples", "sha256", "regressor", "seed")
-    return tuple(line[key] for key in keys)
 
 
 @click.command(help=__doc__)

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from mgdm_audio.hub import ModelError
 from mgdm_audio.precision import choose_precision
 from mgdm_audio.separate import resolve_device
-from recipes.compare.bench import Bench, Entry, Share
+from recipes.compare.bench import Batch, Bench, Entry, Share
 from recipes.compare.budgets import (
     CANDIDATES,
     WINNERS,
@@ -32,9 +35,24 @@ from recipes.compare.budgets import (
     measure_vjp_cost,
 )
 from recipes.compare.clips import LISTS, Clip, clips
-from recipes.compare.ledger import write_whole
+from recipes.compare.ledger import Ledger, write_whole
 from recipes.compare.options import make_bench, shared
-from recipes.compare.report import Row, make_row, markdown, records, write_tables
+from recipes.compare.report import added, make_row, markdown, read_csv, write_tables
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A candidate at a budget, scored on all clips.
+
+    Attributes:
+        entry: its settings there.
+        score: SI-SDRi of one sample over active stems, mean of the stems; NaN where it has none.
+        lines: its records for tables, see :func:`recipes.compare.report.records`.
+    """
+
+    entry: Entry
+    score: float
+    lines: Sequence[Mapping[str, str]]
 
 
 def tune(
@@ -46,16 +64,17 @@ def tune(
     vjp_cost: float,
     minutes: float | None = None,
     share: Share | None = None,
-) -> tuple[list[Row], dict[str, dict[int, Row]]]:
-    """Runs all candidates.
+    table: Sequence[Mapping[str, str]] = (),
+) -> tuple[list[Tried], dict[str, dict[int, Tried]]]:
+    """Runs all candidates, but for those that an earlier table has with as many clips.
 
     Returns:
-        A row for each candidate and budget that ran on all clips, and the best by method and
-        budget. Of equal scores the first candidate wins.
+        What ran on all clips, and the best by method and budget. Of equal scores the first
+        candidate wins.
     """
     alive = {method: list(rows) for method, rows in candidates.items()}
-    rows: list[Row] = []
-    best: dict[str, dict[int, Row]] = {method: {} for method in candidates}
+    rows: list[Tried] = []
+    best: dict[str, dict[int, Tried]] = {method: {} for method in candidates}
     for budget in budgets:
         entries: list[tuple[Candidate, Entry]] = []
         for candidate in (c for group in alive.values() for c in group):
@@ -66,28 +85,58 @@ def tune(
                 continue
             if entry is not None:
                 entries.append((candidate, entry))
-        bench.fill([(entry, clip, 0) for _, entry in entries for clip in listed], minutes, share)
+        tried = partial(_tried, bench, f"tuning at {budget}", listed, vjp_cost, table)
+        jobs = [
+            (entry, clip, 0)
+            for _, entry in entries
+            if tried(entry) is None
+            for clip in listed
+            if not bench.known(entry, clip)
+        ]
+        bench.fill(jobs, minutes, share, told=partial(_keep_scores, bench))
         scores: dict[str, list[tuple[float, Candidate]]] = {}
         for candidate, entry in entries:
-            scored = bench.score(entry, listed)
-            if len(scored) < len(listed):
+            if (row := tried(entry)) is None:
                 continue
-            row = make_row(bench, entry, f"tuning at {budget}", listed, 1, scored, vjp_cost)
             rows.append(row)
-            scores.setdefault(candidate.method, []).append((row.score(), candidate))
+            scores.setdefault(candidate.method, []).append((row.score, candidate))
             known = best[candidate.method].get(budget)
-            if known is None or row.score() > known.score():
+            if known is None or row.score > known.score:
                 best[candidate.method][budget] = row
+        bench.ledger.save()
         for method, pairs in scores.items():
             order = sorted(pairs, key=lambda pair: -pair[0])
             alive[method] = [candidate for _, candidate in order[:keep]]
     return rows, best
 
 
+def _tried(
+    bench: Bench,
+    name: str,
+    listed: Sequence[Clip],
+    vjp_cost: float,
+    table: Sequence[Mapping[str, str]],
+    entry: Entry,
+) -> Tried | None:
+    """What there is of an entry, None unless it has all clips."""
+    row = make_row(bench, entry, name, listed, 1, bench.score(entry, listed), vjp_cost)
+    lines = added([row], table)
+    if not lines or lines[0]["clips"] != str(len(listed)):
+        return None
+    active = next(line["all"] for line in lines if line["reading"] == "active")
+    return Tried(entry, float(active) if active else math.nan, lines)
+
+
+def _keep_scores(bench: Bench, batch: Batch) -> None:
+    """Of a batch that was drawn just now."""
+    bench.score(batch.entry, batch.clips)
+    bench.ledger.save()
+
+
 def untried(
     bench: Bench,
     candidates: dict[str, list[Candidate]],
-    best: dict[str, dict[int, Row]],
+    best: dict[str, dict[int, Tried]],
     budget: int,
     vjp_cost: float,
 ) -> dict[str, tuple[Entry, str]]:
@@ -112,22 +161,36 @@ def untried(
 
 
 def winners_text(
-    best: dict[str, dict[int, Row]],
+    best: dict[str, dict[int, Tried]],
     head: dict[str, Any],
     others: dict[int, dict[str, tuple[Entry, str]]] | None = None,
+    earlier: Mapping[str, dict[int, dict[str, Any]]] | None = None,
 ) -> str:
-    """winners.yaml: the best rows, and by budget what :func:`untried` gave where there is none."""
-    winners: dict[str, dict[int, dict[str, Any]]] = {}
+    """winners.yaml: the best rows, and by budget what :func:`untried` gave where there is none.
+
+    `earlier` has the winners of methods that were not run, as the file has them.
+    """
+    winners: dict[str, dict[int, dict[str, Any]]] = {**(earlier or {})}
     for method, rows in best.items():
         for budget, row in rows.items():
-            if math.isfinite(row.score()):
-                line = {**_line(row.entry, "tuned"), "si_sdri": round(row.score(), 3)}
+            if math.isfinite(row.score):
+                line = {**_line(row.entry, "tuned"), "si_sdri": round(row.score, 3)}
                 winners.setdefault(method, {})[budget] = line
     for budget, entries in (others or {}).items():
         for method, (entry, chosen) in entries.items():
             winners.setdefault(method, {}).setdefault(budget, _line(entry, chosen))
     comment = "# Written by recipes/compare/tune.py; settings of the best candidate by budget.\n"
     return comment + yaml.safe_dump({**head, "winners": winners}, sort_keys=False, width=100)
+
+
+def _earlier(
+    path: Path, head: Mapping[str, Any], but: Container[str]
+) -> dict[str, dict[int, dict[str, Any]]]:
+    """The winners in a file but those of some methods; none if they are another model's."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if content.get("sha256") != head["sha256"]:
+        return {}
+    return {method: rows for method, rows in content["winners"].items() if method not in but}
 
 
 def _line(entry: Entry, chosen: str) -> dict[str, Any]:
@@ -154,7 +217,11 @@ def _line(entry: Entry, chosen: str) -> dict[str, Any]:
 @click.option(
     "--winners", type=click.Path(path_type=Path), default=WINNERS, show_default="winners.yaml"
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Table of all that ran, no suffix.")
+@click.option(
+    "--out", type=click.Path(path_type=Path),
+    help="Table of all that ran, no suffix. What is in there is not run again, and rows of methods "
+    "that are not run stay.",
+)  # fmt: skip
 @click.option(
     "--untried", "further", multiple=True, type=int,
     help="A budget that is not run: settings of the best candidate at a smaller one.",
@@ -176,7 +243,7 @@ def main(
     share: Share,
     **options: Any,
 ) -> None:
-    bench = make_bench(**options)
+    bench = make_bench(**options, ledger=None if out is None else Ledger(f"{out}-songs.jsonl"))
     vjp_cost, candidates = load_candidates(source)
     if measure:
         dtype = choose_precision(resolve_device(options["device"]), options["precision"])
@@ -187,7 +254,10 @@ def main(
         raise click.BadParameter(f"unknown methods: {', '.join(sorted(unknown))}")
     candidates = {m: rows[:first] for m, rows in candidates.items() if not methods or m in methods}
     listed = clips(corpus / "valid", LISTS[which])
-    rows, best = tune(bench, candidates, listed, sorted(budgets), keep, vjp_cost, minutes, share)
+    table = [] if out is None else read_csv(f"{out}.csv")
+    rows, best = tune(
+        bench, candidates, listed, sorted(budgets), keep, vjp_cost, minutes, share, table
+    )
     head = {
         "model": bench.prior.name,
         "sha256": bench.prior.sha256,
@@ -196,10 +266,14 @@ def main(
         "vjp_cost": vjp_cost,
     }
     others = {b: untried(bench, candidates, best, b, vjp_cost) for b in further}
-    write_whole(winners, winners_text(best, head, others).encode())
-    click.echo(markdown(records([row for group in best.values() for row in group.values()])))
+    earlier = _earlier(winners, head, candidates)
+    write_whole(winners, winners_text(best, head, others, earlier).encode())
+    winning = [line for group in best.values() for row in group.values() for line in row.lines]
+    click.echo(markdown(winning))
     if out is not None:
-        write_tables(out, records(rows), "# Tuning: all candidates\n\n")
+        lines = [line for row in rows for line in row.lines]
+        lines += [line for line in table if line["method"] not in candidates]
+        write_tables(out, lines, "# Tuning: all candidates\n\n")
 
 
 if __name__ == "__main__":
