@@ -24,6 +24,7 @@ __all__ = [
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -306,12 +307,19 @@ class CountingDenoiser:
 
         return counted
 
+    def of_items(self, items: Sequence[int]) -> Callable[[Tensor, Tensor], Tensor]:
+        """See `of_items`; what is asked of it is counted here."""
+        return partial(self._ask, of_items(self.denoise, items))
+
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """See `Denoiser`."""
+        return self._ask(self.denoise, x, sigma)
+
+    def _ask(self, denoise: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigma: Tensor) -> Tensor:
         self.calls += x.shape[0]
         self.lowest_sigma = min(self.lowest_sigma, float(sigma.min()))
         self.highest_sigma = max(self.highest_sigma, float(sigma.max()))
-        out = self.denoise(x, sigma)
+        out = denoise(x, sigma)
         if out.requires_grad:
             batch = x.shape[0]
 

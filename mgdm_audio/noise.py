@@ -49,7 +49,8 @@ def karras_sigmas(n: int, sigma_min: float, sigma_max: float, rho: float) -> Ten
         float64 tensor (n + 1,), descending, the last entry 0.
 
     Raises:
-        ValueError: if n < 2, or not 0 < sigma_min < sigma_max, or rho <= 0.
+        ValueError: if n < 2, or not 0 < sigma_min < sigma_max, or rho <= 0, or rho is so small
+            that levels coincide.
     """
     if n < 2:
         raise ValueError(f"got n = {n} noise levels, expected at least 2; raise `levels`")
@@ -61,9 +62,18 @@ def karras_sigmas(n: int, sigma_min: float, sigma_max: float, rho: float) -> Ten
     if not rho > 0:
         raise ValueError(f"got rho = {rho}, expected a positive exponent; 3 and 7 are usual")
     ramp = torch.arange(n, dtype=torch.float64) / (n - 1)
-    high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    try:
+        high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    except OverflowError:
+        high, low = float("inf"), 0.0
     sigmas = (high + ramp * (low - high)) ** rho
-    return torch.cat([sigmas, sigmas.new_zeros(1)])
+    sigmas = torch.cat([sigmas, sigmas.new_zeros(1)])
+    if not bool((sigmas.diff() < 0).all()):  # NaN, too, is not descending
+        raise ValueError(
+            f"got rho = {rho}, with which {n} levels from {sigma_max} to {sigma_min} coincide; 3 "
+            "and 7 are usual"
+        )
+    return sigmas
 
 
 def int_linspace(stop: int, n: int) -> list[int]:

@@ -310,6 +310,9 @@ def solve_singular(system: Tensor, r: Tensor, equilibrate: bool) -> Tensor:
     """
     diagonal = system.diagonal(dim1=-2, dim2=-1).real
     if bool((system == torch.diag_embed(diagonal)).all()):
+        if not equilibrate:  # what is weightless is so in any company
+            floor = diagonal.amax(-1, keepdim=True) * diagonal.shape[-1] * 1e-13
+            diagonal = torch.where(diagonal > floor, diagonal, 0)
         return divide(r, diagonal)
     scale = diagonal.clamp_min(0).sqrt() if equilibrate else torch.ones_like(diagonal)
     scale = torch.where(scale > 0, scale, 1)

@@ -144,12 +144,16 @@ class PointwiseOperator(LinearOperator):
         system = torch.einsum("bmkt,bnkt->btmn", a * v[:, None], wide)
         system = system + torch.diag_embed(noise.mT.expand(*system.shape[:3]))
         if bool((noise > 0).all()):
-            factor = torch.linalg.cholesky(system)
-            return torch.cholesky_solve(r.mT[..., None], factor)[..., 0].mT
+            factor, failed = torch.linalg.cholesky_ex(system)
+            # Rows that say the same, and so little noise that it is lost beside them.
+            if not bool(failed.any()):
+                return torch.cholesky_solve(r.mT[..., None], factor)[..., 0].mT
         return solve_singular(system, r.mT, equilibrate=True).mT
 
     def _field(self, like: Tensor) -> Tensor:
-        return self.field.to(like)
+        field = self.field.to(like)
+        # One that was made in inference mode can enter no gradient.
+        return field.clone() if field.is_inference() else field
 
     def _check(self, x: Tensor, channels: int, what: str) -> None:
         batch, _, _, length = self.field.shape
@@ -284,9 +288,10 @@ class Given(Stack):
         if bool((noise[:, 1:] > 0).any()) or (noise.shape[1] == 1 and bool((noise > 0).any())):
             return super().posterior_mean(mean, var, y, sigma_y)
         a, v, residual = self._system(mean, var, y)
-        keep = a[:, 1:].diagonal(dim1=1, dim2=2).mT != 0
+        weight = a[:, 1:].diagonal(dim1=1, dim2=2).mT
+        keep = weight != 0
         g = a[:, 0]
-        known = torch.where(keep & (v > 0), residual[:, 1:], 0)
+        known = torch.where(keep & (v > 0), residual[:, 1:] / torch.where(keep, weight, 1), 0)
         left = residual[:, :1] - (g * known).sum(1, keepdim=True)
         free = torch.where(keep | (v == 0), 0, v)
         total = (g**2 * free).sum(1, keepdim=True) + noise[:, :1].to(v) ** 2

@@ -14,7 +14,7 @@ from oracles import (
 )
 
 from mgdm_audio import samplers
-from mgdm_audio.denoise import CountingDenoiser, GaussianDenoiser
+from mgdm_audio.denoise import CountingDenoiser, GaussianDenoiser, MarginalDenoiser
 from mgdm_audio.draws import SeededDraws
 from mgdm_audio.operators import KnownStems, Mixture, Stack
 from mgdm_audio.samplers import mgdm as module
@@ -277,6 +277,17 @@ def test_short_chains_are_not_called_again():
     assert batch.vjps == singles.vjps == 3 * sampler.cost().vjps
 
 
+def test_a_denoiser_with_something_for_each_item_may_be_counted():
+    prior, problem = tiny_problem(batch=3)
+    sampler = samplers.get("mgdm", "paper", **SMALL, index="zero", denoising_steps=9)
+    results = []
+    for wrap in (CountingDenoiser, lambda denoise: denoise):
+        draws = SeededDraws([1, 2, 3], dtype=torch.float64)
+        denoise = wrap(MarginalDenoiser(prior, 2.0, draws))
+        results.append(sampler.sample(denoise, problem, draws))
+    assert torch.equal(*results)
+
+
 FAST = {"steps": 8, "repetitions": 1, "gradient_steps": ((0, 2),)}
 
 
@@ -292,7 +303,7 @@ def test_result_is_the_same_under_any_gradient_mode_and_carries_no_graph():
     with torch.no_grad():
         assert torch.equal(run(problem, prior), plain)
     with torch.inference_mode():
-        inside = Problem(problem.operator, problem.y.clone(), 1e-2, problem.shape)
+        inside = Problem(Mixture(4), problem.y.clone(), 1e-2, problem.shape)
         assert torch.equal(run(inside, prior), plain)
     with torch.enable_grad():
         assert torch.equal(run(problem, prior), plain)
@@ -415,6 +426,9 @@ def test_values_that_are_not_finite_are_an_error():
         ({"index": "random"}, "uniform, mix"),
         ({"noising": "none"}, "bridge, forward"),
         ({"sigma_floor": 0.0}, "sigma_floor"),
+        ({"sigma_floor": 1e-9}, "sigma_floor"),
+        ({"steps": 20.0}, "steps = 20.0, expected a whole number"),
+        ({"gradient_steps": ((0, 1.5),)}, "whole numbers"),
         ({"rate_limit": 0.0}, "rate_limit"),
         ({"gradient_steps": ((1, 3),)}, "gradient_steps"),
         ({"gradient_steps": ((0, 3), (0, 4))}, "ascending"),
@@ -422,6 +436,7 @@ def test_values_that_are_not_finite_are_an_error():
         ({"learning_rate": ()}, "learning_rate"),
         ({"index": "zero", "steps": 200}, "nothing to draw"),
         ({"index": "uniform", "min_index": 60}, "nothing to draw"),
+        ({"index": "uniform", "min_index": 0}, "at least 1.*change `min_index`"),
         ({"steps": 2000}, "raise `levels`"),
         ({"sigma_min": 2.0, "sigma_max": 1.0}, "sigma_min"),
         ({"speed": 3}, "no setting 'speed'"),

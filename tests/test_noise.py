@@ -117,6 +117,8 @@ def test_broadcast_follows_the_state():
         (lambda: karras_sigmas(1, 0.1, 1, 3), "at least 2"),
         (lambda: karras_sigmas(5, 1.0, 0.1, 3), "sigma_min"),
         (lambda: karras_sigmas(5, 0.1, 1, 0), "rho"),
+        (lambda: karras_sigmas(5, 0.1, 20, 1e-3), "levels from 20 to 0.1 coincide"),
+        (lambda: karras_sigmas(5, 0.1, 1, 1e-3), "levels from 1 to 0.1 coincide"),
         (lambda: int_linspace(-1, 3), "stop"),
         (lambda: NoiseLevels(torch.ones(3)), "float64"),
         (lambda: NoiseLevels(torch.tensor([0.0, 2.0, 1.0]).double()), "ascend"),

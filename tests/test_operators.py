@@ -229,6 +229,32 @@ def test_posterior_samples_have_the_posterior_s_moments(sigma_y):
         assert torch.allclose(x @ a.T, y[:, :, 0], atol=1e-9)
 
 
+def test_rows_that_say_the_same_with_hardly_any_noise_are_solved():
+    twice = Stack([Mixture(3), Mixture(3)])
+    y = torch.full((1, 2, 4), 0.3).double()
+    x = twice.posterior_mean(torch.zeros(1, 3, 4).double(), 1.0, y, 1e-9)
+    assert torch.allclose(x, torch.full_like(x, 0.1), atol=1e-9)
+
+
+def test_given_parts_may_have_a_weight():
+    keep = torch.tensor([[0.5, 0.5], [0, 0], [0, 0]])
+    stems = torch.tensor([[[0.2, -0.4], [0.1, 0.3], [0.5, 0.7]]]).double()
+    given = Given(keep)
+    y = given.forward(stems)
+    x = given.posterior_mean(torch.zeros_like(stems), 1.0, y, 0.0)
+    general = PointwiseOperator(given.field[0]).posterior_mean(torch.zeros_like(stems), 1.0, y, 0.0)
+    assert torch.allclose(x, general, atol=1e-12)
+    assert torch.allclose(x[:, 0], stems[:, 0])
+
+
+def test_what_is_weightless_does_not_depend_on_the_company():
+    a = torch.stack([torch.diag(torch.tensor([1.0, 1e-7])), torch.ones(2, 2) + torch.eye(2)])
+    y = torch.ones(2, 2, 1).double()
+    both = PointwiseOperator(a.double()[..., None]).pinv(y)
+    alone = PointwiseOperator(a.double()[:1, ..., None]).pinv(y[:1])
+    assert torch.allclose(both[:1], alone)
+
+
 @pytest.mark.parametrize(
     ("call", "text"),
     [

@@ -14,6 +14,7 @@ from mgdm_audio.operators import KnownStems, Mixture, Stack
 from mgdm_audio.samplers import mmps as mmps_module
 from mgdm_audio.samplers import msdm as msdm_module
 from mgdm_audio.samplers.base import Cost, Problem
+from mgdm_audio.samplers.warm_start import WarmStart
 
 NAMES = [
     "msdm",
@@ -426,7 +427,6 @@ def test_any_operator_and_noise_per_channel(name):
         ("isdm", KnownStems([0, 1]), {}, "KnownStems with 2 rows"),
         ("isdm", Mixture(4), {"stems": 3}, "set `stems`"),
         ("daps", Mixture(4), {"local": "langevin"}, "set `tau`"),
-        ("pnpdm", Mixture(4), {"likelihood": "langevin"}, "likelihood = 'exact'"),
     ],
 )
 def test_problems_that_do_not_suit_are_refused(name, operator, settings, text):
@@ -436,6 +436,45 @@ def test_problems_that_do_not_suit_are_refused(name, operator, settings, text):
     sampler = samplers.get(name, "fast", **settings)
     with pytest.raises(ValueError, match=text):
         sampler.sample(prior, problem, SeededDraws([1], dtype=torch.float64))
+
+
+def test_langevin_moves_of_pnpdm_take_an_exact_observation_at_its_floor():
+    prior, problem = tiny_problem()
+    sampler = samplers.get("pnpdm", "fast", likelihood="published")
+    results = [
+        sampler.sample(
+            prior,
+            Problem(problem.operator, problem.y, sigma_y, problem.shape),
+            SeededDraws([1, 2, 3], dtype=torch.float64),
+        )
+        for sigma_y in (0.0, 1e-4, 1e-2)
+    ]
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("settings", [{"eta": 1e-3}, {"levels": 2}, {"delayed": True}])
+def test_ding_follows_the_observation(settings):
+    prior, problem = tiny_problem()
+    sampler = samplers.get("ding", "fast", **settings)
+    warm = WarmStart(first=samplers.get("ddnm", "fast"), sampler=sampler, sigma=1.0)
+    lowest = WarmStart(
+        first=samplers.get("ddnm", "fast"),
+        sampler=sampler,
+        sigma=float(sampler.noise_levels().sigma(2)),
+    )
+    for each in (sampler, warm, lowest):
+        one, other = (
+            each.sample(
+                prior,
+                Problem(problem.operator, problem.y + more, 0.0, problem.shape),
+                SeededDraws([1, 2, 3], dtype=torch.float64),
+            )
+            for more in (0, 1)
+        )
+        assert (one - other).abs().max() > 0.1
+    with pytest.raises(ValueError, match="expected at least"):
+        WarmStart(first=samplers.get("ddnm", "fast"), sampler=sampler, sigma=sampler.sigma_min)
 
 
 @pytest.mark.parametrize(
@@ -453,12 +492,17 @@ def test_problems_that_do_not_suit_are_refused(name, operator, settings, text):
         ("projdiff", {"momentum": 1.0}, "momentum"),
         ("ding", {"spread": "wide"}, "bridge, published"),
         ("ding", {"eta": 1.5}, "eta"),
+        ("ding", {"eta": 0.0}, "eta"),
+        ("ding", {"levels": 15.5}, "levels = 15.5, expected a whole number"),
+        ("ding", {"levels": True}, "levels = True, expected a whole number"),
+        ("ding", {"delayed": "false"}, "delayed = 'false', expected true or false"),
+        ("ding", {"rho": "7"}, "rho = '7', expected a number"),
         ("mmps", {"iterations": 0}, "iterations"),
         ("split-gibbs", {"width_min": 1e-5}, "width_min"),
         ("split-gibbs", {"denoising_steps": 0}, "denoising_steps"),
         ("split-gibbs", {"prior_std": 0.0}, "prior_std"),
         ("daps", {"local": "exact"}, "gaussian, langevin"),
-        ("daps", {"ode_sigma_min": 0.5}, "ode_sigma_min"),
+        ("daps", {"ode_steps": 2, "ode_sigma_min": 0.5}, "ode_sigma_min"),
         ("daps", {"tau": 0.0}, "tau"),
         ("daps", {"langevin_rate": float("nan")}, "langevin_rate"),
         ("pnpdm", {"likelihood": "wrong"}, "exact, langevin, published"),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 __all__ = ["Callback", "Cost", "DiffusionSampler", "Problem", "Progress", "Sampler", "Start"]
 
+import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import torch
@@ -22,6 +24,14 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 Level = TypeVar("Level", int, float)
+
+_KINDS: dict[str, tuple[type, str]] = {
+    "int": (Integral, "a whole number"),
+    "float": (Real, "a number"),
+    "bool": (bool, "true or false"),
+    "str": (str, "a word"),
+}
+"""What a setting may be, by its annotation; others are checked where they are used."""
 
 Callback = Callable[[int, int], None]
 """Progress report (done, total) in planned denoiser calls; raising in it cancels the run."""
@@ -171,6 +181,7 @@ class Progress:
 
     def next_part(self, calls: int) -> None:
         """A first sampler has ended, `calls` of the plan were its; another one takes over."""
+        self.weight = 1
         self.reach(calls)
         self._before += calls
 
@@ -197,6 +208,15 @@ class Sampler(ABC):
 
     name: ClassVar[str]
     PRESETS: ClassVar[dict[str, Self]]
+
+    def __post_init__(self) -> None:
+        for setting in dataclasses.fields(self):
+            value = getattr(self, setting.name)
+            kind, word = _KINDS.get(str(setting.type), (object, ""))
+            number = kind in (Integral, Real)
+            # A truth value is a number to Python.
+            if not isinstance(value, kind) or (number and isinstance(value, bool)):
+                raise ValueError(f"got {setting.name} = {value!r}, expected {word}")
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -304,6 +324,7 @@ class DiffusionSampler(Sampler):
     rho: float = 3.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.noise_levels()  # raises where the grid fields do not make a grid
 
     def noise_levels(self) -> NoiseLevels:

@@ -45,8 +45,8 @@ class DAPS(DiffusionSampler):
 
     Arguments:
         ode_steps: Euler moves of step 1, at least 1; a single one is :math:`\hat x = D(x)`.
-        ode_sigma_min: last positive level of that grid, below `sigma_min`. It is the lowest level
-            at which the denoiser is asked.
+        ode_sigma_min: last positive level of that grid, below `sigma_min`: the lowest at which
+            the denoiser is asked. A single move goes to 0 at once and does not use it.
         local: how step 2 is drawn, "gaussian" or "langevin".
         prior_std: None for :math:`r_i = \sigma_i`; or the standard deviation s of the stems, in
             units of the signal, with which :math:`r_i^2 = \sigma_i^2 s^2 / (\sigma_i^2 + s^2)`
@@ -59,8 +59,9 @@ class DAPS(DiffusionSampler):
         langevin_steps: moves of "langevin", at least 1.
         langevin_rate: their first step size h, in squared units of the signal.
         langevin_scaled: whether h is instead a share of the width of the local law,
-            :math:`(1 / \tau^2 + 1 / r_i^2)^{-1}`: stable below 1 at every level, for operators
-            of norm 1, where one step size for all levels is either unstable or too small.
+            :math:`(1 / \tau^2 + 1 / \sigma_i^2)^{-1}`: stable below 1 at every level, for
+            operators of norm 1, where one step size for all levels is either unstable or too
+            small. It does not fall then, whatever `langevin_ratio`.
         langevin_ratio: what the step size has fallen to at the end, in (0, 1].
 
     Raises:
@@ -88,7 +89,7 @@ class DAPS(DiffusionSampler):
     def __post_init__(self) -> None:
         super().__post_init__()
         check("ode_steps", self.ode_steps, 1)
-        if not 0 < self.ode_sigma_min < self.sigma_min:
+        if self.ode_steps > 1 and not 0 < self.ode_sigma_min < self.sigma_min:
             raise ValueError(
                 f"got ode_sigma_min = {self.ode_sigma_min}, expected a level between 0 and "
                 f"sigma_min = {self.sigma_min}"

@@ -29,13 +29,16 @@ from torch import Tensor
 
 from mgdm_audio.denoise import Denoiser
 from mgdm_audio.draws import Draws
-from mgdm_audio.samplers._ve import ask, begin, check, descending, white
+from mgdm_audio.samplers._ve import ask, begin, descending, white
 from mgdm_audio.samplers.base import Cost, DiffusionSampler, Problem, Progress, Start
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 SPREADS = ("bridge", "published")
+
+_LEAST = 2
+"""Levels of a walk: the observation is seen in the moves between them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +51,8 @@ class DING(DiffusionSampler):
             the noise; or "published", the authors' :math:`\eta\,\sigma_s \sqrt{1 - \alpha_s}`,
             :math:`\alpha_s = 1 / (1 + \sigma_s)`, which is for states of unit scale: at small
             levels it is nearly deterministic.
-        eta: factor of the spread, in [0, 1].
+        eta: factor of the spread, in (0, 1]. What a move leaves certain the observation cannot
+            correct.
         delayed: whether e is the noise estimate of :math:`x_t`, which was made already: half the
             calls, more bias.
 
@@ -71,16 +75,20 @@ class DING(DiffusionSampler):
         super().__post_init__()
         if self.spread not in SPREADS:
             raise ValueError(f"got spread = '{self.spread}', expected one of {', '.join(SPREADS)}")
-        check("eta", self.eta, 0, 1)
+        if not 0 < self.eta <= 1:
+            raise ValueError(
+                f"got eta = {self.eta}, expected a number in (0, 1]: a move without spread leaves "
+                "the observation nothing to correct"
+            )
 
     def cost(self, sigma: float = math.inf) -> Cost:
         """See `DiffusionSampler.cost`."""
-        levels = len(descending(self, sigma)) - 1
+        levels = len(descending(self, sigma, _LEAST)) - 1
         return Cost(calls=levels if self.delayed else 2 * levels - 1)
 
     def noise_range(self, sigma: float = math.inf) -> tuple[float, float]:
         """See `DiffusionSampler.noise_range`."""
-        levels = descending(self, sigma)
+        levels = descending(self, sigma, _LEAST)
         return levels[-2], levels[0]
 
     def _width(self, sigma: float, lower: float) -> float:
@@ -98,7 +106,7 @@ class DING(DiffusionSampler):
         start: Start | None = None,
     ) -> Tensor:
         operator, y = problem.linear, problem.y
-        levels, x = begin(self, draws, problem, start)
+        levels, x = begin(self, draws, problem, start, _LEAST)
         levels.pop()  # the 0
         for sigma, lower in pairwise(levels):
             clean = ask(denoise, x, sigma)

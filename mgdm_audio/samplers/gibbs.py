@@ -64,6 +64,7 @@ class Gibbs(Sampler):
     steps: int = 32
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check("steps", self.steps, 1)
 
     @property

@@ -56,12 +56,13 @@ class IndependentStems(Sampler):
     marginal_sigma: float = 2.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check("stems", self.stems, 1)
         check("marginal_sigma", self.marginal_sigma, 1e-12)
         if not isinstance(self.sampler, DiffusionSampler) or self.sampler.needs != ("prior",):
             raise ValueError(
-                f"sampler '{self.sampler.name}' asks no prior, whose stems could be independent; "
-                "choose another method, such as 'mgdm'"
+                f"sampler '{self.sampler.name}' asks no prior whose stems could be independent, or "
+                "not that alone; choose another method, such as 'mgdm'"
             )
         if isinstance(self.sampler, ISDM) and self.sampler.priors == "marginal":
             raise ValueError(

@@ -22,6 +22,7 @@ __all__ = ["MGDM", "Breakpoints"]
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
@@ -30,6 +31,7 @@ from torch import Tensor
 from mgdm_audio.denoise import Denoiser, denoise_vp, of_items
 from mgdm_audio.draws import Draws
 from mgdm_audio.noise import NoiseLevels, bridge, broadcast, forward, int_linspace
+from mgdm_audio.samplers._ve import check
 from mgdm_audio.samplers._vp import Adam, move, noise_at_the_top
 from mgdm_audio.samplers.base import (
     Cost,
@@ -86,7 +88,7 @@ class MGDM(DiffusionSampler):
             are Gibbs samplers, of slightly different targets.
         sigma_floor: the likelihood is never taken narrower than this, in units of the signal: an
             exact observation (sigma_y = 0) has no density to follow. 1e-4 is the authors' value
-            for a mix without noise.
+            for a mix without noise; at least 1e-8.
 
     Raises:
         ValueError: if a setting is out of range, or an index law has no index to draw from.
@@ -115,8 +117,8 @@ class MGDM(DiffusionSampler):
                 raise ValueError(f"got {field} = {getattr(self, field)}, expected at least {low}")
         if not 0 <= self.eta <= 1:
             raise ValueError(f"got eta = {self.eta}, expected a number in [0, 1]")
-        if not self.sigma_floor > 0:
-            raise ValueError(f"got sigma_floor = {self.sigma_floor}, expected a positive number")
+        # Adam squares slopes of 1 / sigma_floor^2, which float32 has to hold.
+        check("sigma_floor", self.sigma_floor, 1e-8)
         for field, known in (("index", INDEX_LAWS), ("noising", NOISINGS)):
             if getattr(self, field) not in known:
                 raise ValueError(
@@ -137,7 +139,8 @@ class MGDM(DiffusionSampler):
             if not 1 <= low <= high:
                 raise ValueError(
                     f"index law '{self.index}' has nothing to draw at outer step {idx}: the "
-                    f"indices {low} to {high}; lower `steps`, `min_index` or `threshold`, raise "
+                    f"indices {low} to {high}, of which the first must be at least 1 and the last "
+                    "no smaller; change `min_index`, lower `steps` or `threshold`, raise "
                     "`levels`, or choose another `index`"
                 )
 
@@ -285,10 +288,12 @@ class MGDM(DiffusionSampler):
         self, denoise: Denoiser, problem: Problem, levels: NoiseLevels, ell: Tensor, x: Tensor
     ) -> Tensor:
         """Gradient in x of |y - A D_ell(x)|^2 / (2 sigma_y^2), item by item."""
-        width = torch.as_tensor(problem.sigma_y, dtype=torch.float64, device=x.device)
+        # In float64, which not every device has.
+        sigma_y = problem.sigma_y.cpu() if isinstance(problem.sigma_y, Tensor) else problem.sigma_y
+        width = torch.as_tensor(sigma_y, dtype=torch.float64)
         width = width.clamp_min(self.sigma_floor).reshape(1, -1, 1)
         finest = width.min()
-        weight = ((finest / width) ** 2).to(x.dtype)
+        weight = ((finest / width) ** 2).to(x.dtype).to(x.device)
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             residual = problem.y - problem.operator.forward(denoise_vp(denoise, leaf, ell, levels))
@@ -342,7 +347,7 @@ def _at(breakpoints: Breakpoints[Number], idx: int) -> Number:
 
 
 def _check_breakpoints(field: str, breakpoints: Breakpoints[Number], low: float) -> None:
-    firsts = [first for first, _ in breakpoints]
+    firsts: list[int] = [first for first, _ in breakpoints]
     if not firsts or firsts[0] != 0 or any(a >= b for a, b in pairwise(firsts)):
         raise ValueError(
             f"got {field} = {breakpoints}, expected (first outer index, value) pairs with "
@@ -350,6 +355,11 @@ def _check_breakpoints(field: str, breakpoints: Breakpoints[Number], low: float)
         )
     if any(not low <= value < float("inf") for _, value in breakpoints):
         raise ValueError(f"got {field} = {breakpoints}, expected finite values of at least {low}")
+    whole: list[float] = list(firsts)
+    if field == "gradient_steps":
+        whole += [value for _, value in breakpoints]
+    if not all(isinstance(count, Integral) for count in whole):
+        raise ValueError(f"got {field} = {breakpoints}, expected whole numbers of steps")
 
 
 _TUNED: dict[str, Any] = {

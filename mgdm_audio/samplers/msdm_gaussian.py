@@ -36,7 +36,9 @@ class MSDMGaussian(ChurnSampler):
         gamma: width c of the likelihood in units of :math:`\hat\sigma`, positive; the authors
             found 0.75 to 1 best. A move multiplies the residual of a plain mix of K stems by
             :math:`1 - K (1 - \sigma_{i+1} / \hat\sigma) / (2 c^2)`, which must stay above -1:
-            few levels need a larger width.
+            few levels need a larger width. The move to 0 multiplies it by
+            :math:`1 - K / (2 c^2)` on any grid, once in each repetition: -2.6 for four stems and
+            c = 0.75, so that more than three repetitions need a larger width as well.
 
     Raises:
         ValueError: if a setting is out of range.

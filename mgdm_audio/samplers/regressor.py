@@ -61,6 +61,7 @@ class Regression(Sampler):
     passes: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_speeds(self.speeds)
         check("passes", self.passes, 1)
 

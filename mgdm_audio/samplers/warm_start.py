@@ -60,6 +60,7 @@ class WarmStart(Sampler):
     sigma: float
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check("sigma", self.sigma, 1e-12)
         if not isinstance(self.sampler, (DiffusionSampler, IndependentStems)):
             raise ValueError(
