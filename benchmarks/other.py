@@ -101,6 +101,8 @@ def main(
         options["model" if way == "regressor" else "regressor"] = regressor
     columns = (*STEMS, "four", "other", "level")
     found = with_parts(corpus, others, count, seconds)
+    if not found:
+        raise click.ClickException(f"{others} has no part of a song of {corpus}")
     click.echo(f"{models(Separator(**options))}, {way}, {len(found)} songs of {seconds:g} s\n")
     click.echo("| songs | fifth stem | " + " | ".join(columns) + " | change of the four |")
     click.echo("| --- | --- |" + " ---: |" * (len(columns) + 1))

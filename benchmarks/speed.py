@@ -62,10 +62,14 @@ def matmul_rate(dtype: torch.dtype, device: torch.device, size: int = 1024) -> f
     return best
 
 
-def flops(separator: Separator, stats: dict[str, float]) -> float:
-    """Products and sums of the network calls of a run."""
+def flops(separator: Separator, stats: dict[str, float], seconds: float) -> float:
+    """Products and sums of the network calls of a run over a song of so many seconds."""
     models, settings = separator.models, separator.song_settings
-    cost, window = separator.sampler.cost(), settings.window
+    cost = separator.sampler.cost()
+    # Songs shorter than a window have a shorter one.
+    window = WindowPlan(
+        round(seconds * separator.prior.sample_rate), settings.window, settings.overlap
+    ).size
     x = torch.zeros(1, len(separator.prior.stems), window, device=separator.device)
 
     def of(call: Callable[[], Tensor]) -> float:
@@ -191,7 +195,7 @@ def main(
             calls, vjps = stats["calls"], stats["vjps"]
             share = f"{took / seconds:.2f} of processor time"
             cores = f" ({share})" if separator.device.type == "cpu" else ""
-            achieved = flops(separator, stats) / took / 1e9
+            achieved = flops(separator, stats, seconds) / took / 1e9
             line = (
                 f"{name} ({models(separator)}), {seconds:g} s of sound: "
                 f"{wall / seconds:.2f} x real time by the clock{cores}, {calls} calls "

@@ -223,6 +223,23 @@ def test_a_sampler_that_diverges_is_a_row(bench, corpus, monkeypatch):
     assert math.isnan(row.score())
     assert "not finite" in report.markdown(report.records([row]))
     assert len(table.added([row], [])) == 2
+    assert len(table.added([row, row], [])) == 2
+    waiting = report.make_row(bench, GUIDED, "valid tiny", listed, 1, [], 1.1)
+    assert "not finite" not in report.markdown(report.records([waiting]))
+
+
+def test_lines_of_an_earlier_table_may_lack_a_column(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(report.csv_text([{"a": "1"}, {"a": "2", "b": "3"}]))
+    assert report.read_csv(path) == [{"a": "1", "b": ""}, {"a": "2", "b": "3"}]
+
+
+def test_the_table_is_not_replaced_by_another_one(commands, monkeypatch, tmp_path):
+    monkeypatch.setattr(table, "TABLE", tmp_path / "table")
+    for option in (["--list", "full"], ["--split", "valid"]):
+        result = commands(table.main, *option, "--out", str(tmp_path / "table"))
+        assert result.exit_code == 2
+        assert "name --out" in result.stderr
 
 
 def test_row_and_tables(bench, corpus, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import yaml
 
 from mgdm_audio import hub, samplers
 from recipes.compare import budgets, tune
@@ -109,7 +110,25 @@ def test_tuning_keeps_the_best(bench, corpus, tmp_path):
     again = tune.tune(empty, candidates, listed, [8, 16], 1, 1.0, 0.0, table=lines)
     assert again == (rows, best)
     fewer = [{**line, "clips": "1"} for line in lines]
-    assert tune.tune(empty, candidates, listed, [8], 1, 1.0, 0.0, table=fewer)[0] == []
+    # Out of time, nothing goes on to the next budget.
+    assert tune.tune(empty, candidates, listed, [8, 16], 1, 1.0, 0.0, table=fewer)[0] == []
+    # What was not touched stays, of tables and winners; other models' rows do not.
+    part = [row for row in rows if row.entry.note == "good"]
+    older = [{**line, "note": "old", "list": "tuning at 8"} for line in part[0].lines]
+    foreign = [{**line, "sha256": "1" * 64} for line in older]
+    kept = tune.all_lines(bench, part, [*lines, *older, *foreign])
+    assert sorted(map(str, kept)) == sorted(map(str, [*lines, *older]))
+    assert [line["list"] for line in kept] == ["tuning at 8"] * 8 + ["tuning at 16"] * 4
+    path.write_text(tune.winners_text(best, {"sha256": "a"}))
+    earlier = tune.earlier_winners(path, "a")
+    less = {"ddnm": {8: best["ddnm"][16]}}
+    merged = yaml.safe_load(tune.winners_text(less, {"sha256": "a"}, earlier=earlier))["winners"]
+    assert merged["ddnm"][8] == merged["ddnm"][16]
+    assert merged["mgdm"] == earlier["mgdm"]
+    untuned = {16: {"mgdm": (best["mgdm"][8].entry, "tuned at 8")}}
+    stays = yaml.safe_load(tune.winners_text({}, {"sha256": "a"}, untuned, earlier))["winners"]
+    assert stays == earlier
+    assert tune.earlier_winners(path, "b") == {}
     candidates["dps"] = [Candidate("dps", "plain", "fast", knob="steps")]
     others = {32: tune.untried(bench, candidates, best, 32, 1.0)}
     path.write_text(tune.winners_text(best, {"model": "bands"}, others))

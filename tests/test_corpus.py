@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
 from collections import defaultdict
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -22,7 +24,15 @@ from recipes.corpus.grooves import MissingProgram, form_of, read_catalogue  # no
 from recipes.corpus.lead import lead_line  # noqa: E402
 from recipes.corpus.midi import STEMS, Track, empty_notes, read_tracks, stem_of  # noqa: E402
 from recipes.corpus.patches import SPLITS, Palette, check_files, read_patches  # noqa: E402
-from recipes.corpus.render import balance, main, render_song, song_seed  # noqa: E402
+from recipes.corpus.render import (  # noqa: E402
+    Render,
+    balance,
+    main,
+    read_lines,
+    render_missing,
+    render_song,
+    song_seed,
+)
 from recipes.corpus.sfz import sfizz  # noqa: E402
 from recipes.corpus.song import fold, humanise, split_of  # noqa: E402
 from recipes.corpus.synth import soundfont  # noqa: E402
@@ -311,3 +321,26 @@ def test_nothing_is_left_of_the_rendering_before():
     first = font.render(notes, 0, 0, 44100)
     font.render(notes, 0, 5, 44100)
     assert np.array_equal(first, font.render(notes, 0, 0, 44100))
+
+
+def test_a_folder_keeps_to_the_options_of_its_songs(tmp_path):
+    def render(split, number, seed, permissive_only):
+        line = {"song": number, "seed": seed, "file": f"{number:06d}.npy", "samples": 22050}
+        return np.zeros((4, 22050), np.int16), line
+
+    index = tmp_path / "index.jsonl"
+    work = Render(tmp_path, "train", 0, False, render)
+    render_missing(work, 0, 2, "local", 1)
+    whole = index.read_text()
+    assert [line["song"] for line in read_lines(index)] == [0, 1]
+    # A line that was cut off is a song that is missing.
+    index.write_text(whole + '{"song": 2, "se')
+    render_missing(work, 0, 3, "local", 1)
+    assert [line["song"] for line in read_lines(index)] == [0, 1, 2]
+    assert index.read_text().startswith(whole)
+    for other in ({"seed": 5}, {"permissive_only": True}, {"split": "test"}, {"voices": True}):
+        with pytest.raises(click.ClickException, match=f"{next(iter(other))} = .*another folder"):
+            render_missing(dataclasses.replace(work, **other), 0, 4, "local", 1)
+    # Other numbers of a folder may be others' business.
+    render_missing(dataclasses.replace(work, voices=True), 3, 1, "local", 1)
+    assert [line["song"] for line in read_lines(index)] == [0, 1, 2, 3]

@@ -385,16 +385,12 @@ class Bench:
                 missing.append(dataclasses.replace(batch, clips=left))
         samples, done = sum(len(batch.clips) for batch in missing), 0
         start = time.monotonic()
-        drawn = results(
-            self.engine, _Draw(self, torch.get_num_threads()), missing, lambda batch: batch.name
-        )
-        for _ in missing:
-            spent = time.monotonic() - start
-            if minutes is not None and spent > 60 * minutes:
-                self.say(f"out of time: {samples - done} of {samples} samples not drawn")
-                drawn.close()
-                return False
-            index, outcomes = next(drawn)
+        # Told to the workers, so that what they have begun is finished.
+        until = None if minutes is None else time.time() + 60 * minutes
+        draw = _Draw(self, torch.get_num_threads(), until)
+        for index, outcomes in results(self.engine, draw, missing, lambda batch: batch.name):
+            if outcomes is None:
+                continue
             batch = missing[index]
             told(batch)
             done += len(batch.clips)
@@ -407,7 +403,9 @@ class Bench:
                     f"{done}/{samples} {batch.name} sample {batch.number}: {sum(seconds):.1f} s, "
                     f"about {left_seconds / 60:.0f} min left"
                 )
-        return True
+        if done < samples:
+            self.say(f"out of time: {samples - done} of {samples} samples not drawn")
+        return done == samples
 
     def _settled(self, batch: Batch, clip: Clip) -> bool:
         """Whether a sample is in the store, or known to be none."""
@@ -492,20 +490,26 @@ class _Draw:
     Arguments:
         bench: with which; it goes to the worker without its voice.
         threads: of a worker on a processor.
+        until: seconds since the epoch after which it begins nothing, None for ever.
     """
 
     bench: Bench
     threads: int
+    until: float | None = None
 
-    def __call__(self) -> Callable[[Batch], list[float | str]]:
-        """The worker, see :meth:`Bench.draw`."""
+    def __call__(self) -> Callable[[Batch], list[float | str] | None]:
+        """The worker: :meth:`Bench.draw`, or None where it is too late for that."""
         torch.set_num_threads(self.threads)
-        return self.bench.draw
+        return self._work
+
+    def _work(self, batch: Batch) -> list[float | str] | None:
+        late = self.until is not None and time.time() >= self.until
+        return None if late else self.bench.draw(batch)
 
     def __getstate__(self) -> dict[str, Any]:
         silent = copy.copy(self.bench)
         silent.say, silent.engine = _nothing, LocalEngine()
-        return {"bench": silent, "threads": self.threads}
+        return {"bench": silent, "threads": self.threads, "until": self.until}
 
 
 def _nothing(line: str) -> None:

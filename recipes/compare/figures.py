@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,7 @@ def main(
     **options: Any,
 ) -> None:
     bench = make_bench(**options)
+    until = None if minutes is None else time.monotonic() + 60 * minutes
     vjp_cost, _ = load_candidates()
     base = samplers.get("mgdm", preset, **dict(map(parse_setting, settings)))
     assert isinstance(base, MGDM)
@@ -164,7 +166,8 @@ def main(
     for number, (title, series, xs) in plans.items():
         if figure not in (number, "both"):
             continue
-        rows = run(bench, series, listed, f"valid {which}", vjp_cost, minutes, share)
+        left = None if until is None else (until - time.monotonic()) / 60
+        rows = run(bench, series, listed, f"valid {which}", vjp_cost, left, share)
         flat = records([row for group in rows.values() for row in group])
         click.echo(markdown(flat))
         write_tables(out / f"figure{number}", flat, f"# {title}\n\n")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Draws groups of the table on a machine with a GPU and without network, for the minutes given:
 #   gpu.sh MINUTES        from the repository's root, with the clips that pack.py wrote in
-#                         work/gpu/clips, and the wheels of bundle.py in work/gpu/parts/wheels
+#                         work/gpu/clips, and the wheels of bundle.py in a part of work/gpu/parts
 # Several processes share the GPU: noise is drawn on the processor, a stream a clip, and takes more
 # time than the network. The scores go to OUT/table-songs.jsonl, for `table.py --merge`, after every
 # batch; all ends a quarter of a minute before the time.
@@ -32,9 +32,9 @@ collect() { # what there is, once each line
 }
 
 mkdir -p "$run" "$out"
-if [ -d "$work/parts/wheels" ] && [ ! -d "$work/site" ]; then
+if compgen -G "$work/parts/*/wheels/*.whl" >/dev/null && [ ! -d "$work/site" ]; then
   "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir \
-    --target "$work/site" "$work/parts/wheels/"*.whl
+    --target "$work/site" "$work"/parts/*/wheels/*.whl
 fi
 export PYTHONPATH="$work/site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1
 export PYTORCH_CUDA_ALLOC_CONF="${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}"
@@ -79,4 +79,16 @@ done
 kill "${processes[@]}" 2>/dev/null || true
 sleep 1
 collect
+succeeded=0
+for pid in "${processes[@]:0:$parts}"; do
+  status=0
+  wait "$pid" || status=$?
+  if [ "$status" -eq 0 ] || [ "$status" -eq 143 ]; then # ended, or stopped for the time
+    succeeded=1
+  fi
+done
+if [ "$succeeded" -eq 0 ]; then
+  tail -n 20 "$run/table-1.log" >&2
+  exit 1
+fi
 echo "$(cat "$out/table-songs.jsonl" 2>/dev/null | wc -l) scores are in $out/table-songs.jsonl"

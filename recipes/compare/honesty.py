@@ -285,7 +285,10 @@ def main(
     jobs = [(entry, clip, 0) for clip in sparse if silence]
     jobs += [(entry, clip, number) for number in range(count) for clip in listed]
     bench.fill(jobs, minutes, share)
-    honesty = examine(bench, entry, listed, count)
+    try:
+        honesty = examine(bench, entry, listed, count)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
     if silence:
         honesty.silent_db, honesty.mix_db = where_silent(bench, entry, sparse)
     title = f"{method} ({entry.text()})"

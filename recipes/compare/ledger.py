@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from mgdm_audio.evaluate import TrackScores
 from mgdm_audio.metrics import WindowScores
@@ -123,10 +124,12 @@ class Ledger:
         """
         if self.path is None or not self._added:
             return
-        self._lines = {**_read(self.path), **self._added}
-        lines = [json.dumps(self._lines[key], allow_nan=False) for key in sorted(self._lines)]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self.path, "".join(line + "\n" for line in lines).encode())
+        # Several processes add to one file: what another writes in between would be lost.
+        with FileLock(self.path.with_name(f".{self.path.name}.lock")):
+            self._lines = {**_read(self.path), **self._added}
+            lines = [json.dumps(self._lines[key], allow_nan=False) for key in sorted(self._lines)]
+            write_whole(self.path, "".join(line + "\n" for line in lines).encode())
 
     def _keep(self, line: dict[str, Any]) -> None:
         key = line["place"], line["samples"]

@@ -211,8 +211,12 @@ def added(rows: Sequence[Row], table: Sequence[Mapping[str, str]]) -> list[Mappi
     for line in table:
         earlier.setdefault(identity(line), []).append(line)
     lines: list[Mapping[str, str]] = []
+    seen: set[tuple[str, ...]] = set()
     for row in rows:
         own: Sequence[Mapping[str, str]] = records([row])
+        if identity(own[0]) in seen:  # groups that differ in their lists, all run on one
+            continue
+        seen.add(identity(own[0]))
         kept = earlier.get(identity(own[0]), [])
         if kept and int(kept[0]["clips"]) > row.clips[0]:
             lines += kept
@@ -231,7 +235,9 @@ def csv_text(lines: Sequence[Mapping[str, str]]) -> str:
     """CSV of :func:`records`."""
     text = io.StringIO()
     if lines:
-        writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+        # Lines of an earlier table may lack a column.
+        columns = list(dict.fromkeys(key for line in lines for key in line))
+        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(lines)
     return text.getvalue()
@@ -323,7 +329,8 @@ def _names(line: Mapping[str, str]) -> list[str]:
 def _scored(line: Mapping[str, str], column: str) -> str:
     value, low, high = (line[f"{column}{end}"] for end in ("", "_low", "_high"))
     if not value:
-        return "not finite" if not line["all"] and column == "all" else "-"
+        failed = int(line.get("failed") or 0)
+        return "not finite" if failed and not line["all"] and column == "all" else "-"
     return _rounded(value, 2) + (f" [{_rounded(low, 2)}, {_rounded(high, 2)}]" if low else "")
 
 

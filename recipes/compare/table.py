@@ -38,6 +38,7 @@ from recipes.compare.report import (
 
 PLAN = Path(__file__).parent / "plan.yaml"
 RESULTS = Path(__file__).parent / "results"
+TABLE = RESULTS / "table"
 
 TUNED = "tuned"
 
@@ -202,7 +203,7 @@ def _ready(bench: Bench, entry: Entry, clip: Clip, count: int) -> bool:
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    default=RESULTS / "table",
+    default=TABLE,
     show_default="results/table",
 )
 def main(
@@ -220,6 +221,11 @@ def main(
     share: Share,
     **options: Any,
 ) -> None:
+    if out == TABLE and (which is not None or split != "test" or options["model"] != "default"):
+        raise click.UsageError(
+            "name --out: with --list, --split or --model the table is another one than "
+            f"{TABLE.name}.csv, whose rows it would replace"
+        )
     start = time.monotonic()
     ledger = Ledger(f"{out}-songs.jsonl")
     for path in others:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Container, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -22,6 +23,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from mgdm_audio import samplers
 from mgdm_audio.hub import ModelError
 from mgdm_audio.precision import choose_precision
 from mgdm_audio.separate import resolve_device
@@ -37,7 +39,20 @@ from recipes.compare.budgets import (
 from recipes.compare.clips import LISTS, Clip, clips
 from recipes.compare.ledger import Ledger, write_whole
 from recipes.compare.options import make_bench, shared
-from recipes.compare.report import added, make_row, markdown, read_csv, write_tables
+from recipes.compare.report import (
+    added,
+    identity,
+    make_row,
+    markdown,
+    read_csv,
+    write_tables,
+)
+
+Winners = dict[str, dict[int, dict[str, Any]]]
+"""Settings by method and budget, as winners.yaml has them."""
+
+TUNED = "tuned"
+"""What winners.yaml says of settings that were chosen at their budget."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +83,14 @@ def tune(
 ) -> tuple[list[Tried], dict[str, dict[int, Tried]]]:
     """Runs all candidates, but for those that an earlier table has with as many clips.
 
+    It ends with the first budget at which something is left to draw, for want of time or because
+    it is another process's share: what goes on to the next is not known before.
+
     Returns:
         What ran on all clips, and the best by method and budget. Of equal scores the first
         candidate wins.
     """
+    until = None if minutes is None else time.monotonic() + 60 * minutes
     alive = {method: list(rows) for method, rows in candidates.items()}
     rows: list[Tried] = []
     best: dict[str, dict[int, Tried]] = {method: {} for method in candidates}
@@ -93,7 +112,8 @@ def tune(
             for clip in listed
             if not bench.known(entry, clip)
         ]
-        bench.fill(jobs, minutes, share, told=partial(_keep_scores, bench))
+        left = None if until is None else (until - time.monotonic()) / 60
+        bench.fill(jobs, left, share, told=partial(_keep_scores, bench))
         scores: dict[str, list[tuple[float, Candidate]]] = {}
         for candidate, entry in entries:
             if (row := tried(entry)) is None:
@@ -104,6 +124,14 @@ def tune(
             if known is None or row.score > known.score:
                 best[candidate.method][budget] = row
         bench.ledger.save()
+        missing = [
+            f"{entry.method} {entry.note}"
+            for _, entry in entries
+            if tried(entry) is None and not all(bench.known(entry, clip) for clip in listed)
+        ]
+        if missing:
+            bench.say(f"not all is drawn at {budget}: {', '.join(missing)}")
+            break
         for method, pairs in scores.items():
             order = sorted(pairs, key=lambda pair: -pair[0])
             alive[method] = [candidate for _, candidate in order[:keep]]
@@ -164,33 +192,58 @@ def winners_text(
     best: dict[str, dict[int, Tried]],
     head: dict[str, Any],
     others: dict[int, dict[str, tuple[Entry, str]]] | None = None,
-    earlier: Mapping[str, dict[int, dict[str, Any]]] | None = None,
+    earlier: Winners | None = None,
 ) -> str:
     """winners.yaml: the best rows, and by budget what :func:`untried` gave where there is none.
 
-    `earlier` has the winners of methods that were not run, as the file has them.
+    `earlier` are winners that stay where there is no new one; what was tuned is not replaced by
+    what was not.
     """
-    winners: dict[str, dict[int, dict[str, Any]]] = {**(earlier or {})}
-    for method, rows in best.items():
-        for budget, row in rows.items():
-            if math.isfinite(row.score):
-                line = {**_line(row.entry, "tuned"), "si_sdri": round(row.score, 3)}
-                winners.setdefault(method, {})[budget] = line
+    winners = {method: dict(rows) for method, rows in (earlier or {}).items()}
     for budget, entries in (others or {}).items():
         for method, (entry, chosen) in entries.items():
-            winners.setdefault(method, {}).setdefault(budget, _line(entry, chosen))
+            rows = winners.setdefault(method, {})
+            if rows.get(budget, {}).get("chosen") != TUNED:
+                rows[budget] = _line(entry, chosen)
+    for method, found in best.items():
+        for budget, row in found.items():
+            if math.isfinite(row.score):
+                line = {**_line(row.entry, TUNED), "si_sdri": round(row.score, 3)}
+                winners.setdefault(method, {})[budget] = line
+    ordered = {method: dict(sorted(rows.items())) for method, rows in winners.items()}
     comment = "# Written by recipes/compare/tune.py; settings of the best candidate by budget.\n"
-    return comment + yaml.safe_dump({**head, "winners": winners}, sort_keys=False, width=100)
+    return comment + yaml.safe_dump({**head, "winners": ordered}, sort_keys=False, width=100)
 
 
-def _earlier(
-    path: Path, head: Mapping[str, Any], but: Container[str]
-) -> dict[str, dict[int, dict[str, Any]]]:
-    """The winners in a file but those of some methods; none if they are another model's."""
+def earlier_winners(path: Path, sha256: str) -> Winners:
+    """The winners in a file, of methods that there are; none if they are another model's."""
     content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if content.get("sha256") != head["sha256"]:
+    if content.get("sha256") != sha256:
         return {}
-    return {method: rows for method, rows in content["winners"].items() if method not in but}
+    return {m: rows for m, rows in content["winners"].items() if m in samplers.names()}
+
+
+def all_lines(
+    bench: Bench, rows: Sequence[Tried], table: Sequence[Mapping[str, str]]
+) -> list[Mapping[str, str]]:
+    """Records of what ran, and those of an earlier table that it did not touch.
+
+    Of the same models and seed; by budget, and by method within it.
+    """
+    lines = [line for row in rows for line in row.lines]
+    known = {identity(line) for line in lines}
+    regressor = "" if bench.regressor is None else bench.regressor.sha256
+    lines += [
+        line
+        for line in table
+        if identity(line) not in known
+        and line["sha256"] in (bench.prior.sha256, regressor)
+        and line["regressor"] in ("", regressor)
+        and line["seed"] == str(bench.seed)
+        and line["method"] in samplers.names()
+    ]
+    places = {method: place for place, method in enumerate(samplers.names())}
+    return sorted(lines, key=lambda line: (int(line["list"].split()[-1]), places[line["method"]]))
 
 
 def _line(entry: Entry, chosen: str) -> dict[str, Any]:
@@ -219,8 +272,7 @@ def _line(entry: Entry, chosen: str) -> dict[str, Any]:
 )
 @click.option(
     "--out", type=click.Path(path_type=Path),
-    help="Table of all that ran, no suffix. What is in there is not run again, and rows of methods "
-    "that are not run stay.",
+    help="Table of all that ran, no suffix. What is in there is not run again and stays.",
 )  # fmt: skip
 @click.option(
     "--untried", "further", multiple=True, type=int,
@@ -266,14 +318,12 @@ def main(
         "vjp_cost": vjp_cost,
     }
     others = {b: untried(bench, candidates, best, b, vjp_cost) for b in further}
-    earlier = _earlier(winners, head, candidates)
+    earlier = earlier_winners(winners, bench.prior.sha256)
     write_whole(winners, winners_text(best, head, others, earlier).encode())
     winning = [line for group in best.values() for row in group.values() for line in row.lines]
     click.echo(markdown(winning))
     if out is not None:
-        lines = [line for row in rows for line in row.lines]
-        lines += [line for line in table if line["method"] not in candidates]
-        write_tables(out, lines, "# Tuning: all candidates\n\n")
+        write_tables(out, all_lines(bench, rows, table), "# Tuning: all candidates\n\n")
 
 
 if __name__ == "__main__":

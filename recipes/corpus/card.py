@@ -3,7 +3,6 @@ beside Slakh2100."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -17,6 +16,7 @@ if __package__ in (None, ""):  # run as a script: make the package importable
 
 from recipes.corpus.midi import STEMS
 from recipes.corpus.patches import SPLITS, read_patches
+from recipes.corpus.render import read_lines
 
 SLAKH_PRESENT = {"bass": 94.7, "drums": 99.3, "guitar": 100.0, "piano": 99.3}
 """Share of Slakh2100's songs in which a class is present, in percent (Mariani et al., 2024)."""
@@ -31,8 +31,7 @@ def read_index(folder: Path) -> list[dict[str, Any]]:
     index = folder / "index.jsonl"
     if not index.is_file():
         raise FileNotFoundError(f"{index} does not exist; render the split first")
-    lines = [json.loads(line) for line in index.read_text().splitlines() if line.strip()]
-    return list({line["song"]: line for line in lines}.values())
+    return list({line["song"]: line for line in read_lines(index)}.values())
 
 
 def split_table(songs: list[dict[str, Any]]) -> list[str]:

@@ -196,7 +196,7 @@ def main(
     except MissingProgram as error:
         raise click.ClickException(str(error)) from error
     part = partial(render_part, families=families)
-    work = Render(out.resolve(), split, seed, permissive_only, part)
+    work = Render(out.resolve(), split, seed, permissive_only, part, voices)
     render_missing(work, first, songs, engine, workers)
 
 

@@ -216,6 +216,17 @@ class Render:
     seed: int
     permissive_only: bool
     render: Callable[[str, int, int, bool], tuple[NDArray[np.int16], dict[str, Any]]] = render_song
+    voices: bool = False
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What the index says of every song, by which others are known that were made otherwise."""
+        return {
+            "seed": self.seed,
+            "split": self.split,
+            "permissive_only": self.permissive_only,
+            "voices": self.voices,
+        }
 
     def __call__(self) -> Callable[[int], dict[str, Any]]:
         """The worker: it writes the song of a number and gives its line of the index."""
@@ -226,26 +237,61 @@ class Render:
         temporary = self.out / f".{number:06d}.{os.getpid()}.npy"
         np.save(temporary, pcm)
         temporary.rename(self.out / line["file"])
-        return line
+        return line | self.told
 
 
-def finished(index: Path) -> set[int]:
-    """Return the numbers of the songs already in an index."""
-    if not index.exists():
-        return set()
-    return {json.loads(line)["song"] for line in index.read_text().splitlines() if line.strip()}
+def read_lines(index: Path) -> list[dict[str, Any]]:
+    """Return the lines of an index; none where there is no file.
+
+    A last line that was cut off, by a full disk perhaps, is left out: its song is rendered again.
+
+    Raises:
+        ValueError: if another line is no JSON.
+    """
+    texts = index.read_text().splitlines() if index.exists() else []
+    lines = []
+    for number, text in enumerate(texts, 1):
+        try:
+            lines += [json.loads(text)] if text.strip() else []
+        except ValueError as error:
+            if number < len(texts):
+                raise ValueError(f"{index}, line {number}: {error}") from error
+    return lines
+
+
+def write_index(index: Path, lines: list[dict[str, Any]]) -> None:
+    """Write the lines of an index, whole or not at all."""
+    part = index.with_name(f".{index.name}.part")
+    part.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    part.replace(index)
 
 
 def render_missing(work: Render, first: int, songs: int, engine: str, workers: int | None) -> None:
     """Render the songs first to first + songs - 1 that the folder's index lacks, and index them.
 
     Raises:
-        click.ClickException: A song failed, or there is no such engine.
+        click.ClickException: A song failed, there is no such engine, or the folder has songs that
+            were made with other options.
     """
     work.out.mkdir(parents=True, exist_ok=True)
     index = work.out / "index.jsonl"
-    done = finished(index)
-    wanted = [n for n in range(first, first + songs) if n not in done]
+    try:
+        known = read_lines(index)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    numbers = range(first, first + songs)
+    for line in [line for line in known if line["song"] in numbers]:
+        # Older indices do not tell all.
+        for key, value in work.told.items():
+            if (found := line.get(key, value)) != value:
+                raise click.ClickException(
+                    f"song {line['song']} of {work.out} was made with {key} = {found}, not "
+                    f"{value}; name another folder"
+                )
+    if index.exists() and not index.read_bytes().endswith(b"\n"):
+        write_index(index, known)  # without what was cut off
+    done = {line["song"] for line in known}
+    wanted = [n for n in numbers if n not in done]
     begin, seconds = time.monotonic(), 0.0
     try:
         rendered = results(chosen_engine(engine, workers), work, wanted, "song {}".format)
