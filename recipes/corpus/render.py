@@ -43,8 +43,10 @@ from recipes.parallel import chosen_engine, engine_options, results
 # split (Gravis patches, a Telecaster, computed instruments), version 5 drum parts played by people.
 # Version 6 takes out what lies below 20 Hz: some sample sets have a constant offset under every
 # note, up to the level of the note itself. Version 7 adds sources to the training split, version 8
-# computed basses, pianos and kits, and has 30 % of the training's parts computed.
-CORPUS_VERSION = 9
+# computed basses, pianos and kits, and has 30 % of the training's parts computed, version 9 has
+# fewer computed guitars and pianos, version 10 no patches in training that share samples with
+# patches of the test split.
+CORPUS_VERSION = 10
 RATE = 22050
 LOWEST = signal.butter(2, 20.0, "highpass", fs=RENDER_RATE, output="sos")  # of any stem
 SILENT = 10 ** (-60 / 20)  # a frame of 0.1 s below this RMS is silent
