@@ -18,6 +18,7 @@ import math
 import os
 import pickle
 import pickletools
+import tarfile
 import zipfile
 from collections import OrderedDict
 from collections.abc import Collection
@@ -59,6 +60,13 @@ _PLAIN = {
 """Names of plain data, which become placeholders as well."""
 
 _LARGEST_PICKLE = 64 * 2**20
+
+_DAMAGED = (
+    zipfile.BadZipFile, EOFError, KeyError, NotImplementedError, RuntimeError, ValueError,
+)  # fmt: skip
+"""What zipfile raises for a damaged archive, beside what it is meant to: RuntimeError for entries
+that look encrypted, NotImplementedError for unknown features, ValueError for names that are no text
+and places before the file's beginning."""
 
 
 class ArchiveError(ValueError):
@@ -142,14 +150,38 @@ class Archive:
 
     def __init__(self, path: str | os.PathLike[str], skip: Collection[str] = ()) -> None:
         self.path = Path(path)
+        # Kept open: a file that is replaced meanwhile does not change what was checked.
+        self._file = open(self.path, "rb")
         try:
-            # Kept open: a file that is replaced meanwhile does not change what was checked.
-            self._zip = zipfile.ZipFile(self.path)
-        except zipfile.BadZipFile as error:
+            self._zip = self._opened()
+            self.content = self._read(skip)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._zip.close()
+        self._file.close()
+
+    def _opened(self) -> zipfile.ZipFile:
+        # zipfile takes whatever ends in an archive: of a tar of checkpoints, the last one.
+        whole = self._file.read(4) == b"PK\x03\x04"
+        self._file.seek(0)
+        if not whole and tarfile.is_tarfile(self._file):
+            raise ArchiveError(f"{self.path} is a tar archive: unpack it and give the .ckpt inside")
+        try:
+            if not whole:
+                raise zipfile.BadZipFile("it does not begin like a zip archive")
+            return zipfile.ZipFile(self._file)
+        except _DAMAGED as error:
             raise ArchiveError(
                 f"{self.path} is not a checkpoint of the kind that torch.save writes ({error}); an "
                 "incomplete download looks like this too, get the file again"
             ) from error
+
+    def _read(self, skip: Collection[str]) -> Any:
+        """The saved object."""
         roots = [n.removesuffix("/data.pkl") for n in self._zip.namelist() if n.count("/") == 1]
         roots = [root for root in roots if f"{root}/data.pkl" in self._zip.namelist()]
         if len(roots) != 1:
@@ -158,11 +190,7 @@ class Archive:
         order = f"{self._root}/byteorder"
         if order in self._zip.namelist() and self._entry(order, 16) != b"little":
             raise ArchiveError(f"{self.path} was written on a big-endian machine; not supported")
-        self.content = self._unpickle(self._entry(f"{self._root}/data.pkl", _LARGEST_PICKLE), skip)
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._zip.close()
+        return self._unpickle(self._entry(f"{self._root}/data.pkl", _LARGEST_PICKLE), skip)
 
     def tensor(self, record: TensorRecord) -> Tensor:
         """Reads a tensor.
@@ -195,9 +223,12 @@ class Archive:
                     f"{self.path}: '{name}' is compressed, or larger ({info.file_size} bytes) than "
                     f"what it should hold ({limit} bytes); torch.save does not write such files"
                 )
+            if info.header_offset < 0:
+                raise zipfile.BadZipFile("it begins before the file")
             return self._zip.read(info)
-        # zipfile: RuntimeError for encrypted entries, NotImplementedError for unknown features.
-        except (KeyError, zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as error:
+        except ArchiveError:
+            raise
+        except _DAMAGED as error:
             raise ArchiveError(
                 f"{self.path}: cannot read '{name}' ({error}); the file is damaged, get it again"
             ) from error

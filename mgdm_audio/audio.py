@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import soundfile as sf
@@ -152,7 +153,8 @@ def read(path: str | os.PathLike[str]) -> Recording:
     """Decodes a whole file.
 
     The frames that arrive are counted against those that the header declares, because libsndfile
-    reads truncated WAV, MP3 and OGG files without complaint; a difference becomes a warning.
+    reads truncated WAV, MP3 and OGG files without complaint, and MP3 files that were joined no
+    further than the first; a difference becomes a warning.
 
     Raises:
         AudioError: as :func:`inspect` does, and if the file cannot be decoded to its end, or holds
@@ -229,6 +231,12 @@ def _truncation(path: Path, file: sf.SoundFile, frames: int) -> tuple[str, ...]:
             f"{path}: is probably truncated: the stream has no end mark after the {frames} frames "
             f"({frames / file.samplerate:.3f} s) that are there",
         )
+    if file.format == "MP3" and _goes_on_mp3(path):
+        return (
+            f"{path}: goes on after the {frames} frames ({frames / file.samplerate:.3f} s) that "
+            "its header declares, as MP3 files that were joined do; what follows is not read, "
+            "convert the file first, for example with ffmpeg",
+        )
     return ()
 
 
@@ -239,6 +247,44 @@ def _ends_ogg(path: Path) -> bool:
         tail = stream.read()
     page = tail.rfind(b"OggS")
     return 0 <= page < len(tail) - 5 and bool(tail[page + 5] & 4)
+
+
+def _goes_on_mp3(path: Path) -> bool:
+    """Whether frames follow the end that an MP3 file's first one (Xing, Info) declares.
+
+    Decoders stop at that end.
+    """
+    with path.open("rb") as stream:
+        start = _behind_tags(stream, 0)
+        stream.seek(start)
+        first = stream.read(200)
+        mark = max(first.find(b"Xing"), first.find(b"Info"))
+        if mark < 0 or len(first) < mark + 16 or first[mark + 7] & 3 != 3:
+            return False  # no numbers of frames and bytes
+        end = _behind_tags(stream, start + int.from_bytes(first[mark + 12 : mark + 16], "big"))
+        stream.seek(end)
+        rest = stream.read(2048)
+    # Some encoders leave a frame out of the count; what no frame begins in is an unknown tag.
+    frame = re.compile(b"\xff[" + re.escape(bytes({first[1] | 1, first[1] & 254})) + b"]")
+    return path.stat().st_size - end > 4096 and frame.search(rest) is not None
+
+
+def _behind_tags(stream: BinaryIO, at: int) -> int:
+    """Where an MP3 file goes on behind the tags (ID3, APE) that begin at a byte, if any do."""
+    while True:
+        stream.seek(at)
+        head = stream.read(32).ljust(32, b"\0")
+        if head.startswith(b"ID3"):
+            size = 0
+            for byte in head[6:10]:  # seven bits each
+                size = size << 7 | byte & 127
+            at += 10 + size + (10 if head[5] & 16 else 0)  # a footer repeats the header
+        elif head.startswith(b"TAG"):
+            at += 128
+        elif head.startswith(b"APETAGEX"):
+            at += 32 + int.from_bytes(head[12:16], "little")
+        else:
+            return at
 
 
 def resample(

@@ -14,6 +14,7 @@ from __future__ import annotations
 __all__ = ["PUBLISHED", "Checkpoint", "import_checkpoints", "read_checkpoint"]
 
 import hashlib
+import math
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -66,6 +67,10 @@ _FIXED = {
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _LISTED = 8
+
+_IGNORE = ".gitignore"
+_FILES = (hub.CONFIG, hub.WEIGHTS, hub.CARD, _IGNORE)
+"""What is written into a model's folder."""
 
 
 @dataclass(frozen=True)
@@ -276,19 +281,23 @@ def import_checkpoints(
 
     Raises:
         ModelError: see `read_checkpoint`; also for another number of files, stems in another
-            order than their runs are known to have, or networks that differ.
-        FileExistsError: if the model exists.
+            order than their runs are known to have, networks that differ, or a level that is none.
+        FileExistsError: if the folder holds files that a model has.
     """
     if len(paths) not in (1, len(STEMS)):
         raise hub.ModelError(
             f"got {len(paths)} checkpoints, expected one joint one, or one for each stem in the "
             f"order {', '.join(STEMS)}"
         )
+    if not 0 < level < math.inf:
+        raise hub.ModelError(f"the level must be positive and finite, got {level}")
     joint = len(paths) == 1
     target = Path(folder) if folder else hub.search_path()[0] / ("msdm" if joint else "isdm")
-    there = [name for name in (hub.CONFIG, hub.CARD, ".gitignore") if (target / name).exists()]
+    there = [name for name in _FILES if os.path.lexists(target / name)]
     if there and not overwrite:
-        raise FileExistsError(f"{target} holds a {there[0]} already; --overwrite replaces it")
+        raise FileExistsError(
+            f"{target} holds {', '.join(there)} already; --overwrite replaces what is there"
+        )
     checkpoints = [read_checkpoint(path, skip) for path in paths]
     first = checkpoints[0]
     for checkpoint, stem in zip(checkpoints, STEMS, strict=False):
@@ -310,11 +319,15 @@ def import_checkpoints(
     with torch.device("meta"):
         network = networks.build(name, args)
     network.load_state_dict(tensors, assign=True)
-    config = _config(target.name, joint, name, args, level, checkpoints)
+    # Of a folder that is given as "." or "..", too.
+    called = os.path.basename(os.path.abspath(target))
+    config = _config(called, joint, name, args, level, checkpoints)
     info = hub.save_model(target, network, config, dtype)
     (target / hub.CARD).write_text(_card(info, checkpoints), encoding="utf-8")
-    # The weights carry no licence that allows passing them on: git is to leave them alone.
-    (target / ".gitignore").write_text("*\n", encoding="utf-8")
+    # The weights carry no licence that allows passing them on: git is to leave them alone, and
+    # nothing else that the folder may hold.
+    ignored = "".join(f"/{name}\n" for name in _FILES)
+    (target / _IGNORE).write_text(ignored, encoding="utf-8")
     return info, tuple(dict.fromkeys(key for c in checkpoints for key in c.assumed))
 
 

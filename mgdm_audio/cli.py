@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from mgdm_audio import __version__
 from mgdm_audio.cli_catalogue import separate_catalogue
 from mgdm_audio.cli_posterior import app, generate, repair
 from mgdm_audio.cli_separate import check_writable, separate
-from mgdm_audio.terminal import Progress, printable
+from mgdm_audio.terminal import Progress, error_line, printable
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -85,18 +86,25 @@ def evaluate(
     from mgdm_audio.evaluate import evaluate_folders
 
     progress = Progress("evaluating", quiet)
+    failed: list[str] = []
     try:
         if csv is not None:
             check_writable(csv.parent)
-        result = evaluate_folders(reference_dir, estimate_dir, museval=museval, callback=progress)
+        result = evaluate_folders(
+            reference_dir, estimate_dir, museval=museval, callback=progress,
+            failed=lambda name, error: failed.append(error_line(name, error)),
+        )  # fmt: skip
         if csv is not None:
             csv.parent.mkdir(parents=True, exist_ok=True)
             result.to_csv(csv)
     except (ValueError, OSError, RuntimeError) as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(printable(error)) from error
     finally:
         progress.close()
+        for line in failed:
+            click.echo(printable(line), err=True)
     click.echo(_json(result.to_dict()) if as_json else result.to_markdown(), nl=as_json)
+    sys.exit(1 if failed else 0)
 
 
 @cli.command("import-checkpoint")
@@ -140,9 +148,10 @@ def import_checkpoint(
     mgdm-audio import-checkpoint "avid-darkness-164/epoch=419-valid_loss=0.014.ckpt"
     mgdm-audio separate song.wav --model msdm --method msdm --preset paper
     """
-    from mgdm_audio import checkpoint
+    from mgdm_audio import checkpoint, hub
 
     try:
+        check_writable(hub.search_path()[0] if output is None else output)
         info, assumed = checkpoint.import_checkpoints(
             files,
             output,

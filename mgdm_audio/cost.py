@@ -71,12 +71,17 @@ class Estimate:
     seconds: float | None = None
 
 
-def calibrate(separator: Separator) -> Calibration:
-    """Times the networks on a batch of windows as `separator` would ask for them."""
+def calibrate(separator: Separator, songs: int = 1) -> Calibration:
+    """Times the networks on a batch of windows as `separator` would ask for them.
+
+    Arguments:
+        separator: what asks.
+        songs: recordings that are separated in one go, whose windows share batches.
+    """
     import torch
 
     settings, device = separator.song_settings, separator.device
-    shape = (separator.batch, len(separator.prior.stems), settings.window)
+    shape = (_batch(separator, songs), len(separator.prior.stems), settings.window)
     x = settings.level * torch.randn(shape, generator=torch.Generator().manual_seed(0))
     x = x.to(device)
     sigma = torch.full((len(x),), 0.1, device=device)
@@ -110,6 +115,18 @@ def calibrate(separator: Separator) -> Calibration:
     if cost.regressor:
         regressor = warm(separator.models.regressor_call)
     return Calibration(call, vjp, regressor)
+
+
+def _batch(separator: Separator, songs: int) -> int:
+    """Items that a batch has as long as there are windows to do."""
+    settings = separator.song_settings
+    if separator.device.type == "cpu":
+        return 1  # it takes those of a batch one after another
+    if settings.seams != "condition":
+        return separator.batch
+    # The windows of a song wait for each other; songs with an other stem have batches of their own.
+    together = songs if settings.other is None else 1
+    return min(separator.batch, settings.average * together)
 
 
 def estimate(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,8 @@ class TrackScores:
         samples: its length.
         windows: scores of the kept windows of the whole track.
         chunks: scores of its full chunks, with shape (chunks, K).
-        residual_db: level of the mixture less the sum of the estimates, in dB re the mixture.
+        residual_db: level of the mixture less the sum of the estimates, in dB re the mixture; NaN
+            where the mixture is silent.
         museval: BSS Eval scores, if they were asked for.
     """
 
@@ -99,7 +100,9 @@ def evaluate_track(
         )
     windows = metrics.score_windows(r, e, sample_rate)
     mixture = r.sum(0)
-    residual = metrics.level_db(mixture - e.sum(0)) - metrics.level_db(mixture)
+    residual = math.nan
+    if mixture.any():
+        residual = float(metrics.level_db(mixture - e.sum(0)) - metrics.level_db(mixture))
     return TrackScores(
         name=name,
         stems=tuple(stems),
@@ -107,7 +110,7 @@ def evaluate_track(
         samples=r.shape[-1],
         windows=windows,
         chunks=metrics.chunk_scores(r, e, sample_rate),
-        residual_db=float(residual),
+        residual_db=residual,
         museval=metrics.museval_scores(r, e, sample_rate) if museval else None,
     )
 
@@ -146,7 +149,7 @@ class Evaluation:
             Under each key of READINGS a value by stem and "all" (NaN where nothing could be
             scored); "track_interval" and "active_interval", (low, high) by stem and "all";
             "museval", by measure, if computed; "tracks", "seconds", "windows", "windows_total",
-            "chunks" and "residual_db" (the worst track's).
+            "chunks" and "residual_db" (the worst track's, of those whose mixture is not silent).
         """
         result = _summary(self.tracks)
         scores = [track.windows for track in self.tracks]
@@ -222,9 +225,11 @@ class Evaluation:
         for track in self.tracks:
             row = track.summary()["active_mean"]
             lines.append(_line([track.name, *(_text(row[s], "", None) for s in stems)]))
-        if any(track.museval and track.museval.skipped for track in self.tracks):
-            skipped = sum(len(t.museval.skipped) for t in self.tracks if t.museval)
+        measured = [track.museval for track in self.tracks if track.museval is not None]
+        if skipped := sum(len(scores.skipped) for scores in measured):
             lines += ["", f"museval left out {skipped} stems that are silent throughout."]
+        if silent := sum(len(scores.silent_estimates) for scores in measured):
+            lines += ["", f"{silent} estimates are silent throughout: museval SDR 0 dB."]
         return "\n".join(lines) + "\n"
 
 
@@ -244,13 +249,14 @@ def _summary(tracks: Sequence[TrackScores]) -> dict[str, Any]:
         "silent_share": metrics.silent_share(scores),
         "silent_estimates": metrics.nanmean(silent),
     }
+    residuals = [track.residual_db for track in tracks if not math.isnan(track.residual_db)]
     result: dict[str, Any] = {
         "tracks": len(tracks),
         "seconds": sum(track.samples / track.sample_rate for track in tracks),
         "windows": sum(len(s.start) for s in scores),
         "windows_total": sum(s.total for s in scores),
         "chunks": sum(len(track.chunks) for track in tracks),
-        "residual_db": max(track.residual_db for track in tracks),
+        "residual_db": max(residuals, default=math.nan),
         **{key: _by_stem(stems, row) for key, row in values.items()},
     }
     measured = [track.museval for track in tracks if track.museval is not None]
@@ -316,6 +322,7 @@ def evaluate_folders(
     museval: bool = False,
     callback: Callable[[int, int], None] | None = None,
     stems: Sequence[str] = STEMS,
+    failed: Callable[[str, Exception], None] | None = None,
 ) -> Evaluation:
     """Scores a folder of separated songs.
 
@@ -329,11 +336,14 @@ def evaluate_folders(
         museval: whether to compute BSS Eval as well (slow; needs museval and ffmpeg).
         callback: called with (tracks done, tracks in all) after each track.
         stems: names of the stems.
+        failed: told the name of a track that cannot be scored and why, the others are scored; by
+            default that is an error.
 
     Raises:
         FileNotFoundError: for a folder, track or estimate that is not there; all are named before
             any track is scored.
-        ValueError: for files that are not audio, or whose lengths or sampling rates differ.
+        ValueError: for files that are not audio, or whose lengths or sampling rates differ; what
+            their headers tell is named before any track is scored. If no track can be scored.
         RuntimeError: if BSS Eval is asked for and museval or ffmpeg is missing.
     """
     references, estimates = Path(reference_dir), Path(estimate_dir)
@@ -358,18 +368,32 @@ def evaluate_folders(
         if stem not in _stem_files(estimate, stems)
     ]
     if missing:
-        more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
         raise FileNotFoundError(
-            f"estimates are missing: {', '.join(missing[:4])}{more}; every reference track needs "
+            f"estimates are missing: {_listed(missing, ', ')}; every reference track needs "
             f"an estimate of every stem ({wanted}, or .flac)"
         )
+    problems = [text for _, true, guess in pairs for text in _problems(true, guess, stems)]
+    if problems:
+        raise ValueError(_listed(problems, "; "))
     tracks = []
     for done, (name, reference, estimate) in enumerate(pairs, start=1):
-        r, e, rate = _read_track(reference, estimate, stems)
-        tracks.append(evaluate_track(r, e, rate, name=name, stems=stems, museval=museval))
+        try:
+            r, e, rate = _read_track(reference, estimate, stems)
+            tracks.append(evaluate_track(r, e, rate, name=name, stems=stems, museval=museval))
+        except (ValueError, OSError) as error:
+            if failed is None:
+                raise
+            failed(name, error)
         if callback is not None:
             callback(done, len(pairs))
+    if not tracks:
+        raise ValueError(f"none of the {len(pairs)} tracks can be scored")
     return Evaluation(tuple(tracks))
+
+
+def _listed(texts: Sequence[str], separator: str) -> str:
+    more = f" and {len(texts) - 4} more" if len(texts) > 4 else ""
+    return separator.join(texts[:4]) + more
 
 
 def _stem_files(folder: Path, stems: Sequence[str]) -> dict[str, Path]:
@@ -382,26 +406,53 @@ def _stem_files(folder: Path, stems: Sequence[str]) -> dict[str, Path]:
     return found
 
 
+def _files(reference: Path, estimate: Path, stems: Sequence[str]) -> list[Path]:
+    """The files of both sides of one track."""
+    return [*_stem_files(reference, stems).values(), *_stem_files(estimate, stems).values()]
+
+
+def _problems(reference: Path, estimate: Path, stems: Sequence[str]) -> Iterator[str]:
+    """Why one track cannot be scored, as far as the headers of its files tell."""
+    from mgdm_audio.audio import AudioError, AudioFile
+
+    sizes = []
+    for path in _files(reference, estimate, stems):
+        try:
+            file = AudioFile(path)
+            sizes.append((path, file.sample_rate, file.declared))
+        except AudioError as error:
+            yield str(error)
+    yield from (text for size in sizes if (text := _differ(sizes[0], size)))
+
+
+def _differ(first: tuple[Path, int, int], other: tuple[Path, int, int]) -> str:
+    """What differs between the rates or lengths of (path, rate, samples), "" if nothing does."""
+    if other[1] != first[1]:
+        return (
+            f"{other[0]} is at {other[1]} Hz but {first[0]} at {first[1]} Hz; resample one of "
+            "them before scoring"
+        )
+    # The header of a file that was written to a pipe says nothing, which stands as a huge number.
+    if other[2] != first[2] and max(other[2], first[2]) < 1 << 62:
+        return (
+            f"{other[0]} has {other[2]} samples but {first[0]} has {first[2]}; align or crop them "
+            "before scoring"
+        )
+    return ""
+
+
 def _read_track(
     reference: Path, estimate: Path, stems: Sequence[str]
 ) -> tuple[Floats, Floats, int]:
     """Both sides of one track, with shape (K, T), and the sampling rate they share."""
     from mgdm_audio import audio
 
-    files = [*_stem_files(reference, stems).values(), *_stem_files(estimate, stems).values()]
-    recordings = {path: audio.read(path) for path in files}
-    first = files[0]
-    for path, recording in recordings.items():
-        if recording.sample_rate != recordings[first].sample_rate:
-            raise ValueError(
-                f"{path} is at {recording.sample_rate} Hz but {first} at "
-                f"{recordings[first].sample_rate} Hz; resample one of them before scoring"
-            )
-        if recording.samples.shape[-1] != recordings[first].samples.shape[-1]:
-            raise ValueError(
-                f"{path} has {recording.samples.shape[-1]} samples but {first} has "
-                f"{recordings[first].samples.shape[-1]}; align or crop them before scoring"
-            )
+    recordings = {path: audio.read(path) for path in _files(reference, estimate, stems)}
+    sizes = [(path, r.sample_rate, r.samples.shape[-1]) for path, r in recordings.items()]
+    first = sizes[0][0]
+    for size in sizes:
+        if text := _differ(sizes[0], size):
+            raise ValueError(text)
     sides = []
     for folder in (reference, estimate):
         side = np.zeros((len(stems), recordings[first].samples.shape[-1]))

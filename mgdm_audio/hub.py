@@ -210,6 +210,7 @@ def _network(info: ModelInfo, device: str | torch.device) -> nn.Module:
         tensors = safetensors.torch.load(data)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise ModelError(f"{file} is not a safetensors file ({error})") from error
+    del data  # a large model has hardly room in memory twice
     try:
         tensors = decoded(tensors)
     except ValueError as error:
@@ -228,9 +229,7 @@ def _network(info: ModelInfo, device: str | torch.device) -> nn.Module:
             "field 'kind' is wrong"
         )
     _check_tensors(file, tensors, network.state_dict())
-    network.load_state_dict(
-        {key: t.float() if t.is_floating_point() else t for key, t in tensors.items()}
-    )
+    network.load_state_dict(tensors)  # into the network's own float32
     return network.float().eval().requires_grad_(False).to(device)
 
 
@@ -325,16 +324,23 @@ def save_model(
     buffers = {name for name, _ in network.named_buffers()}
     other = getattr(torch, "float16" if dtype == "int8" else dtype)
     tensors: dict[str, Tensor] = {}
+    places: set[int] = set()
     for key, value in network.state_dict().items():
-        tensor = value.detach().to("cpu", copy=True)
+        tensor = value.detach().cpu()
         if tensor.is_floating_point():
             tensor = tensor.to(torch.float32 if key in buffers else other)
         if not tensor.isfinite().all():
             raise ModelError(
                 f"cannot save {target}: '{key}' is NaN, infinite, or too large for {dtype}"
             )
-        coded = dtype == "int8" and key not in buffers and tensor.ndim > 1
-        tensors |= encoded(key, value.detach().cpu()) if coded else {key: tensor.contiguous()}
+        if dtype == "int8" and key not in buffers and tensor.ndim > 1:
+            tensors |= encoded(key, value.detach().cpu())
+            continue
+        tensor = tensor.contiguous()
+        # A copy only where modules share their memory, which safetensors does not take.
+        place = tensor.untyped_storage().data_ptr()
+        tensors[key] = tensor.clone() if place in places else tensor
+        places.add(place)
     data = safetensors.torch.save(tensors)
     full = {
         **config,

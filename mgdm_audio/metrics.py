@@ -324,7 +324,7 @@ def bootstrap(
 
     Windows of one song are alike, so whole songs are drawn with replacement, each with all its
     windows; the statistic is the mean over all windows drawn (NaN left out), per stem, and the
-    plain mean of the stems' means.
+    plain mean of the stems' means, without stems that have no score in any song.
 
     Arguments:
         groups: one array of scores per song, with shape (windows, K).
@@ -353,8 +353,9 @@ def bootstrap(
     draws = np.random.default_rng(seed).integers(len(sums), size=(resamples, len(sums)))
     total, count = sums[draws].sum(1), counts[draws].sum(1)
     means = np.where(count > 0, total / np.maximum(count, 1), np.nan)
-    # A draw without any window of some stem has no overall mean.
-    overall = means.mean(1)
+    # A draw without any window of some stem that has a score elsewhere has no overall mean.
+    known = counts.any(0)
+    overall = (means if known.all() else means[:, known]).mean(1)
     tails = [(1 - level) / 2, (1 + level) / 2]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
@@ -368,11 +369,13 @@ class MusevalScores:
     """BSS Eval v4 of one track: medians over frames of 1 s, in dB, one value per stem.
 
     Arguments:
-        sdr, isr, sir, sar: with shape (K,); NaN for a skipped stem.
-        skipped: indices of the stems left out because reference or estimate is silent throughout.
+        sdr, isr, sir, sar: with shape (K,); NaN for a skipped stem. An estimate that is silent
+            throughout has SDR and ISR 0, by their definitions, and NaN for the others.
+        skipped: indices of the stems left out because the reference is silent throughout.
+        silent_estimates: indices of the other stems whose estimate is silent throughout.
         frames: number of frames.
-        frames_used: frames in which every stem that was not skipped sounds; the others have no
-            value for any stem.
+        frames_used: frames in which every stem that was not skipped sounds, and every estimate
+            that is not silent throughout; the others have no value for any stem.
     """
 
     sdr: Floats
@@ -380,6 +383,7 @@ class MusevalScores:
     sir: Floats
     sar: Floats
     skipped: tuple[int, ...]
+    silent_estimates: tuple[int, ...]
     frames: int
     frames_used: int
 
@@ -418,18 +422,24 @@ def museval_scores(reference: ArrayLike, estimate: ArrayLike, rate: int) -> Muse
             "(Debian and Ubuntu: apt-get install ffmpeg) or leave BSS Eval scores out"
         ) from error
 
-    used = [k for k in range(len(r)) if r[k].any() and e[k].any()]
+    used = [k for k in range(len(r)) if r[k].any()]
     skipped = tuple(k for k in range(len(r)) if k not in used)
+    silent = tuple(k for k in used if not e[k].any())
     medians = np.full((4, len(r)), np.nan)
     if not used:
         sdr, isr, sir, sar = medians
-        return MusevalScores(sdr, isr, sir, sar, skipped, 0, 0)
+        return MusevalScores(sdr, isr, sir, sar, skipped, silent, 0, 0)
+    # museval has no value for any stem of a frame with a silent estimate. What stands in for it
+    # changes nothing of the others, whose values depend on all references and their own estimate.
+    e = np.where(e.any(1, keepdims=True), e, r)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         values = bss.bss_eval(r[used, :, None], e[used, :, None], window=rate, hop=rate)[:4]
     frames = np.stack(values)
     for row, k in enumerate(used):
         medians[:, k] = nanmedian(frames[:, row].T)
+    for k in silent:
+        medians[:, k] = 0, 0, np.nan, np.nan
     kept = int((~np.isnan(frames[0]).any(0)).sum())
     sdr, isr, sir, sar = medians
-    return MusevalScores(sdr, isr, sir, sar, skipped, frames.shape[-1], kept)
+    return MusevalScores(sdr, isr, sir, sar, skipped, silent, frames.shape[-1], kept)

@@ -13,6 +13,7 @@ import base64
 import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -22,7 +23,9 @@ import numpy as np
 import soundfile as sf
 from numpy.typing import NDArray
 
+from mgdm_audio.audio import resample
 from mgdm_audio.page_template import TEMPLATE
+from mgdm_audio.terminal import printable
 from mgdm_audio.uncertainty import BANDS, Uncertainty
 
 COLUMNS = 800
@@ -35,7 +38,15 @@ RANGE_DB = 80.0
 """From the loudest cell of the mix down to black."""
 
 FORMATS = {"ogg": ("OGG", "VORBIS"), "flac": ("FLAC", "PCM_16")}
-"""OGG is a tenth of the size; FLAC loses nothing but bits beyond 16."""
+"""OGG is a tenth of the size; FLAC loses nothing but bits beyond 16 and rates beyond `RATE`."""
+
+RATE = 48000
+"""Highest sample rate of the audio inside, in hertz: the players have no higher one, and above
+200 kHz libsndfile's Vorbis encoder crashes."""
+
+CHANNELS = {"ogg": 255, "flac": 8}
+"""Most channels of a format. Beyond them FLAC has an error and libsndfile's Vorbis encoder crashes,
+so their mean is embedded."""
 
 
 def page(
@@ -59,7 +70,7 @@ def page(
         sample_rate: in hertz.
         settings: what decided the result; shown as a table.
         facts: what was found, such as the residual; shown as a table.
-        warnings: sentences shown on top.
+        warnings: sentences shown on top; one more tells of channels that were mixed, see CHANNELS.
         uncertainty: of the stems, if there are several draws.
         audio: ``ogg`` or ``flac``.
 
@@ -90,17 +101,23 @@ def page(
     found = dict(facts or {})
     if uncertainty is not None:
         found |= _found(uncertainty)
+    told = list(warnings)
+    if len(mixed) > CHANNELS[audio]:
+        told.append(f"{len(mixed)} channels are more than {audio} has: their mean is played")
+    title = printable(title)  # the name of a file may be no text
     data = {
         "title": title,
         "seconds": mixed.shape[1] / sample_rate,
         "tracks": listed,
-        "warnings": list(warnings),
+        "warnings": told,
         "legend": _legend(uncertainty, sample_rate),
         "facts": _rows(found),
         "settings": _rows(settings),
     }
     text = json.dumps(data, allow_nan=False).replace("<", "\\u003c")
-    return TEMPLATE.replace("__TITLE__", escape(title)).replace("__DATA__", text)
+    # In one pass: what is put in may hold the marks too.
+    parts = {"__TITLE__": escape(title), "__DATA__": text}
+    return re.sub("|".join(parts), lambda mark: parts[mark[0]], TEMPLATE)
 
 
 def write_page(path: Path, text: str) -> None:
@@ -116,6 +133,10 @@ def write_page(path: Path, text: str) -> None:
 def _encoded(x: NDArray[Any], sample_rate: int, audio: str) -> str:
     """Base64 of an audio file."""
     container, subtype = FORMATS[audio]
+    if len(x) > CHANNELS[audio]:
+        x = x.mean(0, keepdims=True)
+    if sample_rate > RATE:
+        x, sample_rate = resample(x, sample_rate, RATE), RATE
     buffer = io.BytesIO()
     with sf.SoundFile(buffer, "w", sample_rate, len(x), format=container, subtype=subtype) as file:
         # In pieces: libsndfile's Vorbis encoder keeps a whole call on the stack.

@@ -15,7 +15,7 @@ import random
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,8 +43,19 @@ def join(folder: str, *parts: str) -> str:
 
 
 def is_local(url: str) -> bool:
-    """Whether a path or URL is on a local file system."""
-    return ("://" not in url and "::" not in url) or url.startswith(("file://", "local://"))
+    """Whether a path or URL is on a local file system.
+
+    ``::`` alone makes no URL of a name: it chains protocols that fsspec knows.
+    """
+    if "://" in url:
+        return url.startswith(("file://", "local://"))
+    first, chained, _ = url.partition("::")
+    if not chained:
+        return True
+
+    import fsspec
+
+    return first not in fsspec.available_protocols()
 
 
 def patient(ask: Callable[[], R], tries: int = TRIES, first_wait: float = FIRST_WAIT) -> R:
@@ -81,11 +92,15 @@ class Place:
 
     def __init__(self, url: str) -> None:
         import fsspec
+        from fsspec.implementations.local import LocalFileSystem
 
-        self.url = url if not is_local(url) else os.path.abspath(url.split("://", 1)[-1])
         self.local = is_local(url)
+        self.url = os.path.abspath(url.split("://", 1)[-1]) if self.local else url
         self.fs: Any
-        self.fs, self.root = fsspec.core.url_to_fs(self.url)
+        if self.local:  # fsspec would take a name with :: apart
+            self.fs, self.root = LocalFileSystem(), Path(self.url).as_posix()
+        else:
+            self.fs, self.root = fsspec.core.url_to_fs(self.url)
 
     def path(self, *parts: str) -> str:
         """The path of something below it, as its file system takes it."""
@@ -169,11 +184,15 @@ class Place:
         return _stamp(self._ask(lambda: self.fs.info(self.root)))
 
     def files(self, *parts: str) -> dict[str, Stamp]:
-        """All files below, by path; none if there is no such folder."""
+        """All files below, by path; none if there is no such folder.
+
+        Locally also those in folders behind links; a folder that there are several ways to counts
+        once.
+        """
         path = self.path(*parts)
         if self.local:
             found = {}
-            for folder, _, names in os.walk(path):
+            for folder, names in _folders(path):
                 for name in names:
                     try:
                         file = os.path.join(folder, name)
@@ -203,6 +222,23 @@ class Place:
 
     def _ask(self, ask: Callable[[], R]) -> R:
         return ask() if self.local else patient(ask)
+
+
+def _folders(root: str) -> Iterator[tuple[str, list[str]]]:
+    """A folder and all below it, each once and with the names of its files."""
+    # Links come after the tree itself, so that they change no name that there is without them.
+    waiting, seen = [root], set()
+    while waiting:
+        for folder, inner, names in os.walk(waiting.pop(0)):
+            real = os.path.realpath(folder)
+            if real in seen:
+                inner.clear()
+                continue
+            seen.add(real)
+            inner.sort()
+            paths = [os.path.join(folder, name) for name in inner]
+            waiting += [path for path in paths if os.path.islink(path)]
+            yield folder, names
 
 
 def _part(target: Path) -> Path:

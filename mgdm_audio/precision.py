@@ -31,7 +31,8 @@ def choose_precision(device: torch.device, precision: str = "auto") -> torch.dty
     if precision in ("float32", "bfloat16"):
         return torch.float32 if precision == "float32" else torch.bfloat16
     if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(device):  # it asks about the current one
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
     elif precision == "fastest":
         fast = bfloat16_speedup(device) > 1.2
     else:

@@ -123,8 +123,10 @@ def _separator(request: Request) -> Separator:
 
     try:
         return Separator(**separator_options(request))
-    except (ValueError, OSError) as error:
-        raise click.ClickException(printable(error)) from error
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        # A device that fails says much, memory that does not suffice says nothing.
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise click.ClickException(printable(text)) from error
 
 
 def _separate(
@@ -213,7 +215,7 @@ def _dry_run(
     """Prints plan and cost of each file, and the sum."""
     from mgdm_audio.cost import calibrate, estimate
 
-    calibration = calibrate(separator)
+    calibration = calibrate(separator, len(todo))
     total = 0.0
     for task in todo:
         try:

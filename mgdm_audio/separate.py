@@ -111,6 +111,9 @@ def _rows(samples: Any) -> NDArray[np.floating]:
     return np.atleast_2d(torch.as_tensor(samples).cpu().numpy())
 
 
+_DEVICES = "use auto, cpu, cuda or cuda:N"
+
+
 def resolve_device(device: str | torch.device) -> torch.device:
     """The device that ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps`` stands for.
 
@@ -124,7 +127,9 @@ def resolve_device(device: str | torch.device) -> torch.device:
     try:
         wanted = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"unknown device '{device}'; use auto, cpu, cuda or cuda:N") from error
+        raise ValueError(f"unknown device '{device}'; {_DEVICES}") from error
+    if wanted.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device '{device}' is not supported; {_DEVICES}")
     if wanted.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (wanted.index or 0) >= count:

@@ -48,7 +48,7 @@ def find_songs(source: str, output: str) -> list[CatalogueSong]:
     Arguments:
         source: a folder with all below it, a pattern (``*``, ``?``, ``[...]``, ``**``), one
             recording, or a table (.csv or .parquet) with the columns `COLUMNS`; paths in a table
-            are relative to it. A path or a URL.
+            are relative to it. A path or a URL. A local path that is there is no pattern.
         output: where stems go; what lies there is not taken.
 
     Raises:
@@ -64,9 +64,9 @@ def find_songs(source: str, output: str) -> list[CatalogueSong]:
         root = place.root.rstrip("/")
         files = place.files()
         songs = list(_from_files(place, files, root, Place(output)))
-    elif any(character in source for character in "*?["):
+    elif _is_pattern(source) and not (place.local and os.path.lexists(place.root)):
         fixed = source
-        while any(character in fixed for character in "*?["):
+        while _is_pattern(fixed):
             fixed = fixed.rpartition("/")[0]
         base = Place(fixed or (source[0] if source[0] == "/" else "."))
         names = set(map(str, place.fs.glob(place.root)))
@@ -93,16 +93,22 @@ def _from_files(
     place: Place, files: Mapping[str, Stamp], root: str, output: Place
 ) -> Iterator[CatalogueSong]:
     protocol = "" if place.local else place.url.split("://", 1)[0] + "://"
-    out = output.root.rstrip("/") + "/"
+    # A local folder may have several names.
+    real = os.path.realpath if place.local else str
+    out = real(output.root).rstrip("/") + "/"
     inside = output.local == place.local and (output.local or output.url.startswith(protocol))
     for path, stamp in files.items():
-        if not _is_audio(path) or (inside and path.startswith(out)):
+        if not _is_audio(path) or (inside and real(path).startswith(out)):
             continue
         relative = PurePosixPath(path[len(root) :].lstrip("/"))
         stem = track_name(relative)
         yield CatalogueSong(
             path if place.local else protocol + path, str(relative.with_name(stem)), stamp=stamp
         )
+
+
+def _is_pattern(path: str) -> bool:
+    return any(character in path for character in "*?[")
 
 
 def _is_audio(path: str) -> bool:

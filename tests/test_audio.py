@@ -122,6 +122,38 @@ def test_truncated_mp3_and_ogg_are_read_with_a_warning(tmp_path):
     assert "no end mark" in warning
 
 
+def id3(size):
+    return b"ID3\4\0\0" + bytes([0, 0, size >> 7, size & 127]) + b"\xff\xfb" * (size // 2)
+
+
+ID3V1 = b"TAG" + bytes(125)
+APE = b"APETAGEX" + (2000).to_bytes(4, "little") * 2 + bytes(16) + bytes(2000)
+
+
+@pytest.mark.parametrize(
+    ("between", "behind", "warned"),
+    [
+        (b"", None, True),
+        (ID3V1 + id3(9000), None, True),
+        (APE, None, True),
+        (ID3V1, b"", False),
+        (APE + ID3V1, b"", False),
+        (id3(9000), b"", False),
+        (b"", bytes(20000), False),  # room that a program left
+        (b"", b"\xff\xfb\x90\x64" + bytes(1000), False),  # a frame that was not counted
+    ],
+)
+@pytest.mark.parametrize("before", [b"", id3(600)])
+def test_joined_mp3_files_are_read_with_a_warning(tmp_path, before, between, behind, warned):
+    one = save(tmp_path / "a.mp3", "MPEG_LAYER_III").read_bytes()
+    (tmp_path / "a.mp3").write_bytes(before + one + between + (one if behind is None else behind))
+    recording = audio.read(tmp_path / "a.mp3")
+    assert recording.samples.shape == (2, 22050)
+    assert len(recording.warnings) == warned
+    if warned:
+        assert "goes on after the 22050 frames" in recording.warnings[0]
+
+
 def test_truncated_flac_is_refused(tmp_path):
     with pytest.raises(AudioError, match="damaged or truncated"):
         audio.read(halve(save(tmp_path / "a.flac", "PCM_16")))

@@ -9,6 +9,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import tarfile
 import types
 import zipfile
 from collections.abc import Callable, Iterator
@@ -154,7 +155,9 @@ def test_joint_checkpoint(joint: Path, tmp_path: Path) -> None:
     source = info.config["source"][0]
     assert source["run"] == "avid-darkness-164"
     assert source["epoch"] == 419
-    assert (tmp_path / "models" / "msdm" / ".gitignore").read_text() == "*\n"
+    written = {path.name for path in (tmp_path / "models" / "msdm").iterdir()}
+    ignored = (tmp_path / "models" / "msdm" / ".gitignore").read_text()
+    assert {line.removeprefix("/") for line in ignored.split()} == written
     card = (tmp_path / "models" / "msdm" / hub.CARD).read_text()
     assert source["sha256"] in card
     assert "Do not pass them on" in card
@@ -223,6 +226,50 @@ def test_command_line(joint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert run.exit_code == 0, run.output
     stems = [soundfile.read(tmp_path / "out/song" / f"{stem}.wav")[0] for stem in hub_stems()]
     assert np.abs(np.sum(stems, axis=0) - mix).max() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "README.md", ".gitignore", "config.json"])
+def test_files_that_are_there_are_kept(joint: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / name).write_text("mine")
+    with pytest.raises(FileExistsError, match=f"mine holds {name} already"):
+        import_checkpoints([joint], tmp_path / "mine")
+    assert [path.read_text() for path in (tmp_path / "mine").iterdir()] == ["mine"]
+
+
+def test_a_model_in_the_working_folder_has_its_name(
+    joint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    info, _ = import_checkpoints([joint], ".")
+    assert info.name == "here"
+    assert (tmp_path / "here" / hub.CARD).read_text().startswith("# here\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--level", "nan"], "level must be positive"),
+        (["--level", "-1"], "level must be positive"),
+        (["-o", "taken/model"], "taken is not a folder"),
+    ],
+)
+def test_options_are_checked_before_anything_is_read(
+    joint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    message: str,
+) -> None:
+    monkeypatch.setenv(hub.PATH_VARIABLE, str(tmp_path / "models"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").touch()
+    joint.write_text("no checkpoint, which would be told")
+    run = CliRunner().invoke(cli, ["import-checkpoint", str(joint), *options])
+    assert run.exit_code == 1
+    assert message in run.output
+    assert not (tmp_path / "models").exists()
 
 
 def test_halves_are_stored_on_request(joint: Path, tmp_path: Path) -> None:
@@ -488,3 +535,31 @@ def test_a_tensor_that_reaches_beyond_its_storage(joint: Path) -> None:
     longer = type(record)(record.storage, 1, record.shape, record.stride)
     with pytest.raises(ArchiveError, match="does not fit"):
         archive.tensor(longer)
+
+
+def test_a_tar_of_checkpoints_is_not_its_last_one(joint: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "msdm.tar", "w") as tar:
+        tar.add(joint, "ckpts/one.ckpt")
+    with pytest.raises(ArchiveError, match=r"msdm\.tar is a tar archive: unpack it and give"):
+        read_checkpoint(tmp_path / "msdm.tar")
+    (tmp_path / "more.ckpt").write_bytes(b"something" + joint.read_bytes())
+    with pytest.raises(ArchiveError, match=r"more\.ckpt is not a checkpoint.*begin"):
+        read_checkpoint(tmp_path / "more.ckpt")
+
+
+def test_whatever_is_damaged_the_file_is_named(tmp_path: Path) -> None:
+    """A byte of the directory: names that are no text, unknown features, places that are none."""
+    path = tmp_path / "x.ckpt"
+    torch.save({"state_dict": {"a": torch.ones(3)}}, path)
+    original = path.read_bytes()
+    begin, told = original.index(b"PK\x01\x02"), []
+    for at in range(begin, len(original)):
+        for value in (0xFF, original[at] ^ 8):
+            path.write_bytes(original[:at] + bytes([value]) + original[at + 1 :])
+            try:
+                archive = Archive(path)
+                archive.tensor(archive.content["state_dict"]["a"])
+            except ArchiveError as error:
+                told.append(str(error))
+    assert len(told) > 100
+    assert all(str(path) in message for message in told)

@@ -201,6 +201,14 @@ def test_evaluate(run, song, music, tmp_path):
     assert "song.wav is not a folder" in nowhere.stderr
     missing = run("evaluate", "true", "separated_not_there")
     assert missing.exit_code == 2
+    for folder in ("true", "guess"):
+        shutil.copytree(tmp_path / folder / "song", tmp_path / folder / "worse")
+    sf.write(tmp_path / "guess/worse/bass.wav", np.nan * music[0], 22050, subtype="FLOAT")
+    some = run("evaluate", "true", "guess", "--csv", "some.csv", "-q")
+    assert some.exit_code == 1
+    assert some.stderr.startswith("error: worse: guess/worse/bass.wav: holds a nan")
+    assert "| song |" in some.stdout
+    assert "song,bass" in (tmp_path / "some.csv").read_text()
 
 
 def test_output_never_leaves_its_folder(run, song, tmp_path):
@@ -256,6 +264,29 @@ def test_a_failing_device_does_not_stop_the_others(run, song, tmp_path, monkeypa
     assert result.stderr == "error: song.wav: the device failed with details\n"
     assert len(result.stdout.split()) == len(STEMS)
     assert [p.name for p in (tmp_path / "separated").iterdir()] == ["other"]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RuntimeError("CUDA error: out of memory\nmore"), "CUDA error: out of memory more"),
+        (MemoryError(), "MemoryError"),
+    ],
+)
+def test_models_that_cannot_be_loaded_are_told(run, song, monkeypatch, error, message):
+    def load(*_):
+        raise error
+
+    monkeypatch.setattr(separate.hub, "load", load)
+    result = run("separate", "song.wav", "--model", "default")
+    assert result.exit_code == 1
+    assert result.stderr == f"Error: {message}\n"
+
+
+def test_devices_that_are_not_known_are_refused(run, song):
+    result = run("separate", "song.wav", "--device", "meta")
+    assert result.exit_code == 1
+    assert result.stderr == "Error: device 'meta' is not supported; use auto, cpu, cuda or cuda:N\n"
 
 
 def read(path):

@@ -12,12 +12,13 @@ from conftest import make_prior
 from elsewhere import elsewhere
 from test_training import write_corpus
 
-from mgdm_audio import STEMS, Separator, hub, samplers
+from mgdm_audio import STEMS, Separator, hub, samplers, separate
 from mgdm_audio.conditional import generate, redo, separate_known, separate_pair
-from mgdm_audio.cost import QUALITIES
+from mgdm_audio.cost import QUALITIES, calibrate
 from mgdm_audio.draws import SeededDraws
 from mgdm_audio.repair import repair
 from mgdm_audio.samplers.base import Problem
+from mgdm_audio.separate import resolve_device
 from recipes.prior.train import PriorTask
 from recipes.prior.train import Settings as PriorSettings
 from recipes.regressor.train import RegressorTask
@@ -32,9 +33,16 @@ SMALL = {"window": 8192, "overlap": 1024, "precision": "float32", "batch": 1}
 
 
 @pytest.fixture(autouse=True)
-def no_autocast(monkeypatch):
-    """Autocast refuses a device that has none; nothing here is in a half type."""
+def taken(monkeypatch):
+    """A device that autocast refuses, nothing here is in a half type, and that no user may name."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(separate, "resolve_device", torch.device)
+
+
+@pytest.mark.parametrize("device", ["meta", torch.device("meta"), "xpu", "hpu:0", "nonsense"])
+def test_other_devices_are_refused(device):
+    with pytest.raises(ValueError, match=f"device '{device}'.*; use auto, cpu, cuda or cuda:N"):
+        resolve_device(device)
 
 
 def on(device):
@@ -110,6 +118,37 @@ def test_default_quality(options, music):
         return list(result.stems.values())
 
     same_on_both(work)
+
+
+@pytest.mark.parametrize(
+    ("options", "songs", "batch"),
+    [
+        ({"average": 2}, 1, 2),
+        ({"average": 2}, 3, 6),
+        ({"average": 2}, 100, 8),
+        ({"average": 2, "other": -20.0}, 100, 2),
+        ({"seams": "fade"}, 1, 8),
+    ],
+)
+def test_time_is_measured_on_batches_as_they_will_be(options, songs, batch):
+    asked = []
+
+    class Heard(torch.nn.Module):
+        def forward(self, x, sigma):
+            asked.append(len(x))
+            return x
+
+    def measure(device):
+        prior = hub.Prior(Heard(), make_prior().info)
+        options_of_both = {"seams": "condition", **SMALL, **options, "batch": 8}
+        calibrate(Separator(prior, "ddnm", "fast", device=device, **options_of_both), songs)
+
+    with elsewhere() as device:
+        measure(device)
+    assert set(asked) == {batch}
+    asked.clear()
+    measure("cpu")
+    assert set(asked) == {1}
 
 
 def known(separator, stems):

@@ -170,6 +170,7 @@ def test_museval_is_part_of_the_tables(tmp_path: Path) -> None:
     r = np.random.default_rng(0).standard_normal((4, 3 * rate))
     r[3] = 0
     e = r + 0.1 * np.random.default_rng(1).standard_normal(r.shape)
+    e[2] = 0
     try:
         track = evaluate_track(r, e, rate, museval=True)
     except RuntimeError as error:
@@ -177,10 +178,12 @@ def test_museval_is_part_of_the_tables(tmp_path: Path) -> None:
     evaluation = Evaluation((track,))
     sdr = evaluation.summary()["museval"]["sdr"]
     assert sdr["bass"] == pytest.approx(20, abs=4)
+    assert sdr["guitar"] == 0
     assert np.isnan(sdr["piano"])
     text = evaluation.to_markdown()
     assert "museval SDR" in text
     assert "museval left out 1 stems" in text
+    assert "1 estimates are silent throughout" in text
     evaluation.to_csv(tmp_path / "scores.csv")
     assert "museval_sdr" in (tmp_path / "scores.csv").read_text()
 
@@ -222,6 +225,79 @@ def test_lengths_rates_and_nan_are_refused_with_the_path(folders: tuple[Path, Pa
         evaluate_folders(true, guess)
     path.write_bytes(good)
     evaluate_folders(true, guess)
+
+
+def test_what_headers_tell_is_named_at_once_before_anything_is_scored(
+    folders: tuple[Path, Path],
+) -> None:
+    true, guess = folders
+    steps: list[tuple[int, int]] = []
+    samples = np.zeros(14 * RATE, dtype=np.float32)
+    sf.write(guess / "b" / "bass.wav", samples[1:], RATE)
+    sf.write(guess / "b" / "drums.wav", samples, 44100)
+    (guess / "a song" / "piano.wav").write_text("not audio")
+    with pytest.raises(ValueError, match="before scoring") as caught:
+        evaluate_folders(true, guess, callback=lambda *step: steps.append(step))
+    for text in ("a song/piano.wav: is not", "b/bass.wav has 308699", "b/drums.wav is at 44100"):
+        assert text in str(caught.value)
+    assert not steps
+
+
+def test_a_header_that_declares_no_length_is_no_mismatch(tmp_path: Path) -> None:
+    r, e = signals(5, 0)
+    write(tmp_path / "true", r, extension="flac")
+    write(tmp_path / "guess", e)
+    path = tmp_path / "true" / "drums.flac"
+    data = bytearray(path.read_bytes())
+    data[21] &= 0xF0  # 36 bits: what an encoder leaves that writes to a pipe
+    data[22:26] = bytes(4)
+    path.write_bytes(data)
+    # libsndfile does not read such files to their end, which is not for the header to say.
+    with pytest.raises(ValueError, match=r"drums\.flac: cannot be decoded after"):
+        evaluate_folders(tmp_path / "true", tmp_path / "guess")
+
+
+def test_a_track_that_fails_does_not_stop_the_others(folders: tuple[Path, Path]) -> None:
+    true, guess = folders
+    failed: list[tuple[str, str]] = []
+    for at, name in ((5, "b"), (6, "a song")):
+        path = guess / name / "bass.wav"
+        samples, _ = sf.read(path, dtype="float32")
+        samples[at] = np.nan
+        sf.write(path, samples, RATE, subtype="FLOAT")
+        with pytest.raises(ValueError, match=r"bass\.wav: holds a nan"):
+            evaluate_folders(true, guess)
+        if name == "b":
+            one = evaluate_folders(
+                true, guess, failed=lambda name, error: failed.append((name, str(error)))
+            )
+            assert [track.name for track in one.tracks] == ["a song"]
+            assert failed[0][0] == "b"
+            assert "b/bass.wav: holds a nan" in failed[0][1]
+    with pytest.raises(ValueError, match="none of the 2 tracks"):
+        evaluate_folders(true, guess, failed=lambda *_: None)
+
+
+def test_a_silent_mixture_has_no_residual() -> None:
+    silence = np.zeros((4, 3 * RATE))
+    silent = evaluate_track(silence, silence, RATE)
+    assert np.isnan(silent.residual_db)
+    track = evaluate_track(*signals(3, 0), RATE)
+    assert track.residual_db < -9
+    assert Evaluation((silent, track)).summary()["residual_db"] == track.residual_db
+    assert Evaluation((silent,)).to_dict()["summary"]["residual_db"] is None
+
+
+def test_a_stem_that_plays_in_no_track_leaves_the_others_their_interval() -> None:
+    tracks = []
+    for seed in range(3):
+        r, e = signals(5, seed)
+        r[2] = 0
+        tracks.append(evaluate_track(r, e, RATE, name=str(seed)))
+    summary = Evaluation(tuple(tracks)).summary()
+    low, high = summary["active_interval"]["all"]
+    assert low <= summary["active_mean"]["all"] <= high
+    assert np.isnan(summary["active_interval"]["guitar"]).all()
 
 
 def test_arrays_that_do_not_fit_are_refused() -> None:

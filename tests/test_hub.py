@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -115,6 +116,56 @@ def test_saved_weights_load_as_float32(tmp_path: Path, network: Tiny, dtype: str
         stored = value if key == "sigma_data" else value.to(getattr(torch, dtype)).float()
         assert torch.equal(loaded[key], stored)
     assert sorted(p.name for p in (tmp_path / "tiny").iterdir()) == [hub.CONFIG, hub.WEIGHTS]
+
+
+def test_loading_holds_weights_no_longer_than_needed(
+    folder: Path, network: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file's bytes are gone before there is a network, which alone is in float32."""
+    gone: list[str] = []
+
+    class Watched(bytes):
+        def __del__(self) -> None:
+            gone.append("bytes")
+
+    build, read = mgdm_audio.nn.build, hub._verified_weights
+    monkeypatch.setattr(hub, "_verified_weights", lambda info: Watched(read(info)))
+
+    def built(name: str, args: dict[str, Any]) -> nn.Module:
+        assert gone == ["bytes"]
+        made = build(name, args)
+        take = made.load_state_dict
+
+        def load_state_dict(state: dict[str, Tensor]) -> Any:
+            assert state["mix.weight"].dtype == torch.float16
+            return take(state)
+
+        monkeypatch.setattr(made, "load_state_dict", load_state_dict)
+        return made
+
+    monkeypatch.setattr(mgdm_audio.nn, "build", built)
+    weight = load("tiny").denoise.state_dict()["mix.weight"]
+    assert torch.equal(weight, network.mix.weight.half().float())
+
+
+def test_saving_copies_no_weights_of_the_stored_type(
+    tmp_path: Path, network: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, given = safetensors.torch.save, []
+
+    def watched(tensors: dict[str, Tensor]) -> bytes:
+        given.append({key: tensor.data_ptr() for key, tensor in tensors.items()})
+        return save(tensors)
+
+    monkeypatch.setattr(safetensors.torch, "save", watched)
+    save_model(tmp_path / "tiny", network, CONFIG, "float32")
+    assert given == [{key: value.data_ptr() for key, value in network.state_dict().items()}]
+    # Memory that two share is written twice.
+    network.sigma_data = network.mix.bias.detach().view(4, 1)
+    save_model(tmp_path / "tiny", network, CONFIG, "float32")
+    loaded = load(tmp_path / "tiny").denoise.state_dict()
+    assert torch.equal(loaded["sigma_data"][:, 0], loaded["mix.bias"])
+    assert torch.equal(loaded["mix.bias"], network.mix.bias)
 
 
 def test_prior(folder: Path) -> None:

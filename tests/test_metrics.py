@@ -296,6 +296,16 @@ def test_bootstrap_weights_and_missing_values() -> None:
     assert (interval.low_all, interval.high_all) == (2.0, 3.5)
 
 
+def test_bootstrap_without_a_stem_that_has_no_score() -> None:
+    groups = [noise(3, 3, seed=s) for s in range(5)]
+    for group in groups:
+        group[:, 1] = np.nan
+    interval, two = bootstrap(groups), bootstrap([group[:, [0, 2]] for group in groups])
+    assert np.isnan(interval.low[1])
+    assert (interval.low_all, interval.high_all) == (two.low_all, two.high_all)
+    assert np.isfinite(two.low_all)
+
+
 def test_bootstrap_seed() -> None:
     groups = [noise(3, 4, seed=s) for s in range(6)]
     state = np.random.get_state()[1].copy()  # noqa: NPY002, it must stay as it is
@@ -330,9 +340,17 @@ def test_museval_skips_silent_stems_and_says_so() -> None:
         scores = museval_scores(r, e, rate)
     except RuntimeError as error:
         pytest.skip(str(error))
-    assert scores.skipped == (1, 2)
-    assert np.isnan(scores.sdr[[1, 2]]).all()
-    assert np.isfinite(scores.sdr[[0, 3]]).all()
+    assert (scores.skipped, scores.silent_estimates) == ((1,), (2,))
+    assert np.isnan(scores.sdr[1])
+    assert (scores.sdr[2], scores.isr[2]) == (0, 0)
+    assert np.isnan([scores.sir[2], scores.sar[2]]).all()
+    # What the others have does not depend on what the silent one is.
+    e[2] = noise(3 * rate, seed=2)
+    heard = museval_scores(r, e, rate)
+    assert heard.silent_estimates == ()
+    for values, others in ((scores.sdr, heard.sdr), (scores.sir, heard.sir)):
+        np.testing.assert_allclose(values[[0, 3]], others[[0, 3]])
+        assert np.isfinite(values[[0, 3]]).all()
     # Noise 20 dB below; the 512-tap projection takes part of it.
     assert scores.sdr[0] == pytest.approx(20, abs=4)
     assert scores.frames == 3

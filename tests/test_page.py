@@ -3,7 +3,10 @@
 import base64
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -88,6 +91,48 @@ def test_errors_say_what_was_expected(stems, music):
             {},
             uncertainty=assess([music] * 2, STEMS, RATE),
         )
+
+
+PAGES = """
+import json, sys
+import numpy as np
+from mgdm_audio.page import page
+texts = []
+for rate, channels, audio in json.loads(sys.argv[1]):
+    x = 0.1 * np.sin(2 * np.pi * 1000 * np.arange(rate // 10) / rate) * np.ones((channels, 1))
+    texts.append(page("x", x, {"bass": x}, rate, {}, audio=audio))
+print(json.dumps(texts))
+"""
+
+
+def test_what_an_encoder_has_no_room_for():
+    """In a process of its own, which libsndfile's encoder would take with it."""
+    sizes = [(96000, 2), (768000, 1), (8000, 300), (48000, 9)]
+    cases = [(rate, channels, audio) for rate, channels in sizes for audio in ("ogg", "flac")]
+    command = [sys.executable, "-c", PAGES, json.dumps(cases)]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    for (rate, channels, audio), text in zip(cases, json.loads(out), strict=True):
+        data = data_of(text)
+        embedded = io.BytesIO(base64.b64decode(data["tracks"][1]["audio"]))
+        x, rate_in = sf.read(embedded, always_2d=True)
+        assert rate_in == min(rate, 48000)
+        assert abs(len(x) / rate_in - 0.1) < 2e-3
+        peak = np.argmax(np.abs(np.fft.rfft(x.mean(1)))) * rate_in / len(x)
+        assert peak == pytest.approx(1000, abs=20)
+        mixed = channels > (255 if audio == "ogg" else 8)
+        assert x.shape[1] == (1 if mixed else channels)
+        assert len(data["warnings"]) == mixed
+
+
+@pytest.mark.parametrize(
+    ("title", "shown"), [(b"caf\xe9.wav", "caf\ufffd.wav"), (b"__DATA__.wav", "__DATA__.wav")]
+)
+def test_names_that_are_no_text_or_marks_of_the_template(tmp_path, stems, music, title, shown):
+    text = page(os.fsdecode(title), music.sum(0), stems, RATE, {})
+    write_page(tmp_path / "page.html", text)
+    written = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert f"<title>{shown}</title>" in written
+    assert data_of(written)["title"] == shown
 
 
 @pytest.fixture

@@ -92,10 +92,21 @@ def test_from_one_disk_to_another(tmp_path, monkeypatch):
         ("s3://bucket/a", False),
         ("gs://b", False),
         ("simplecache::s3://b", False),
+        ("zip::songs.zip", False),
+        ("Artist :: Title.wav", True),
+        ("/a/C++::notes/b", True),
     ],
 )
 def test_what_is_local(url, local):
     assert is_local(url) == local
+
+
+def test_a_name_is_not_taken_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    place = Place("Artist :: Title.wav")
+    assert (place.local, place.root) == (True, str(tmp_path / "Artist :: Title.wav"))
+    place.write(b"song")
+    assert (tmp_path / "Artist :: Title.wav").read_bytes() == place.read() == b"song"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 
@@ -25,6 +27,25 @@ def test_auto_is_what_the_processor_has_instructions_for(monkeypatch, capabiliti
     # What is said is done, whatever the processor has.
     assert choose_precision(CPU, "float32") == torch.float32
     assert choose_precision(CPU, "bfloat16") == torch.bfloat16
+
+
+def test_the_gpu_that_is_named_is_asked(monkeypatch):
+    current = [torch.device("cuda:0")]
+
+    @contextlib.contextmanager
+    def device(named):
+        current.append(named)
+        yield
+        current.pop()
+
+    def supported(including_emulation):
+        return current[-1].index == 1 and not including_emulation
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert choose_precision(torch.device("cuda:0")) == torch.float32
+    assert choose_precision(torch.device("cuda:1")) == torch.bfloat16
+    assert len(current) == 1
 
 
 @pytest.mark.parametrize(("speedup", "dtype"), [(1.1, torch.float32), (2.0, torch.bfloat16)])

@@ -40,6 +40,33 @@ def test_folder_and_pattern(folder, monkeypatch):
     assert song.stamp == (status.st_size, str(status.st_mtime_ns))
 
 
+@pytest.mark.parametrize("name", ["song [live].wav", "Artist :: Title.wav", "what?.wav"])
+def test_names_that_look_like_patterns_or_urls(folder, name):
+    (folder / name).touch()
+    (song,) = find_songs(str(folder / name), str(folder / "out"))
+    assert (song.name, song.path) == (name.removesuffix(".wav"), str(folder / name))
+    assert song.name in names(folder, folder / "out")
+
+
+def test_an_output_that_is_reached_through_a_link(folder, tmp_path):
+    (tmp_path / "link").symlink_to(folder)
+    assert names(folder, tmp_path / "link" / "out") == ["a/deep/z", "a/x", "a/y", "b"]
+    assert names(tmp_path / "link", folder / "out") == ["a/deep/z", "a/x", "a/y", "b"]
+    with pytest.raises(InputError, match="lie in the output folder"):
+        find_songs(str(folder / "out"), str(tmp_path / "link" / "out"))
+
+
+def test_folders_behind_links_each_once(folder, tmp_path):
+    (tmp_path / "more" / "deep").mkdir(parents=True)
+    (tmp_path / "more" / "deep" / "c.wav").touch()
+    (folder / "a" / "there").symlink_to(tmp_path / "more")
+    (tmp_path / "more" / "back").symlink_to(folder)  # and round
+    (folder / "0").symlink_to(folder / "a")  # comes first by name; the tree itself counts
+    expected = ["a/deep/z", "a/there/deep/c", "a/x", "a/y", "b"]
+    assert names(folder, folder / "out") == expected
+    assert names(folder / "a" / "there" / "*" / "*.wav", folder / "out") == ["deep/c"]
+
+
 @pytest.mark.parametrize("source", ["notes.txt.d", "*.aiff"])
 def test_nothing_there(folder, source):
     (folder / "notes.txt.d").mkdir()
