@@ -11,7 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -103,7 +103,8 @@ class AudioFile:
             self.subtype = file.subtype
             self.dtype = "float64" if file.subtype in ("PCM_32", "DOUBLE") else "float32"
             first, limit = self._part()
-            self.declared = max(0, min(limit, file.frames - first))
+            frames = _count(file) if _unknown_length(file) else file.frames
+            self.declared = max(0, min(limit, frames - first))
 
     def _part(self) -> tuple[int, int]:
         """The first frame of the part, and how many it has at most."""
@@ -191,7 +192,28 @@ def _opened(path: Path) -> Iterator[sf.SoundFile]:
     with file:
         if file.frames == 0:
             raise AudioError(f"{path}: contains no audio (0 frames)")
+        if _unknown_length(file):
+            # After a read soundfile seeks to where it is, which fails at an end that is not known.
+            file.seekable = _never
         yield file
+
+
+def _unknown_length(file: sf.SoundFile) -> bool:
+    """Whether the header has no length, as that of a FLAC file that was written to a pipe."""
+    return file.frames >= 1 << 62
+
+
+def _never() -> bool:
+    return False
+
+
+def _count(file: sf.SoundFile) -> int:
+    """Frames to the end of a file, decoded for that."""
+    frames = 0
+    with suppress(sf.LibsndfileError):  # damage is told where it is read
+        while found := len(file.read(BLOCK, dtype="int16", always_2d=True)):
+            frames += found
+    return frames
 
 
 def _name(path: Path) -> str | bytes:
@@ -220,7 +242,7 @@ def _truncation(path: Path, file: sf.SoundFile, frames: int) -> tuple[str, ...]:
             # The last frame may be cut: whole bytes a frame, unless several share one (ADPCM).
             size = present // frames or present / frames
             declared = int(claimed / size)
-    if frames < declared:
+    if frames < declared and not _unknown_length(file):
         rate = file.samplerate
         return (
             f"{path}: is truncated: its header declares {declared} frames "

@@ -170,6 +170,22 @@ def test_a_wav_written_to_a_pipe_declares_nothing(tmp_path):
     assert recording.samples.shape == (2, 22050)
 
 
+def test_a_flac_written_to_a_pipe_is_read_to_its_end(tmp_path):
+    path = save(tmp_path / "a.flac", "PCM_16")
+    whole = audio.read(path).samples
+    data = bytearray(path.read_bytes())
+    data[21] &= 0xF0  # 36 bits: what an encoder leaves that writes to a pipe
+    data[22:26] = bytes(4)
+    path.write_bytes(data)
+    recording = audio.read(path)
+    assert recording.warnings == ()
+    assert np.array_equal(recording.samples, whole)
+    assert audio.AudioFile(path).declared == 22050
+    part = audio.AudioFile(path, start=0.1, duration=0.2)
+    assert part.declared == 8820
+    assert np.array_equal(np.concatenate(list(part.blocks()), 1), whole[:, 4410:13230])
+
+
 def test_a_header_alone_allocates_nothing(tmp_path):
     path = save(tmp_path / "a.wav", "PCM_16")
     data = bytearray(path.read_bytes())

@@ -252,9 +252,7 @@ def test_a_header_that_declares_no_length_is_no_mismatch(tmp_path: Path) -> None
     data[21] &= 0xF0  # 36 bits: what an encoder leaves that writes to a pipe
     data[22:26] = bytes(4)
     path.write_bytes(data)
-    # libsndfile does not read such files to their end, which is not for the header to say.
-    with pytest.raises(ValueError, match=r"drums\.flac: cannot be decoded after"):
-        evaluate_folders(tmp_path / "true", tmp_path / "guess")
+    assert len(evaluate_folders(tmp_path / "true", tmp_path / "guess").tracks) == 1
 
 
 def test_a_track_that_fails_does_not_stop_the_others(folders: tuple[Path, Path]) -> None:
