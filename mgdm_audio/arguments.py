@@ -26,7 +26,7 @@ import click
 
 from mgdm_audio import STEMS, samplers
 from mgdm_audio.engine import EngineError
-from mgdm_audio.terminal import printable
+from mgdm_audio.terminal import printable, warning_line
 
 
 @contextmanager
@@ -125,12 +125,15 @@ def intervals(mask: Path, rate: int, length: int) -> list[tuple[float, float]]:
 
 
 def stem(path: Path, rate: int) -> Any:
-    """A recording (C, T), as it was read, that must have this sample rate."""
+    """A recording (C, T), as it was read, that must have this sample rate; what a user should know
+    of the file is told."""
     from mgdm_audio import audio
 
     read = audio.read(path)
     if read.sample_rate != rate:
         raise ValueError(f"{path} has {read.sample_rate} Hz, expected {rate}")
+    for warning in read.warnings:
+        click.echo(printable(warning_line(path, warning)), err=True)
     return read.samples
 
 

@@ -9,7 +9,8 @@ and the unknown ones u given the others have the mean and the covariance
 
 (Janssen, Veldhuis and Vries 1986, who call m the least squares interpolation; linear prediction
 from both sides fades two extrapolations into each other instead). Coefficients come from both
-sides of a gap, by Burg's recursion.
+sides of a gap, by Burg's recursion; gaps nearer to each other than the model's memory are found
+together, each given what is known alone.
 
 A clipped sample is an unknown one with a bound, and the law of u is cut off at the bounds. Its most
 likely u, at which many samples stand at their bounds, is too small; its mean has the least squared
@@ -87,16 +88,20 @@ class Gap:
     Attributes:
         start, stop: its first sample and its end.
         laws: of each of them, b at lags 0 to order, and the power of its innovations.
+        beside: missing samples of other gaps that are near.
     """
 
     start: int
     stop: int
     laws: tuple[tuple[Wave, float], ...]
+    beside: tuple[int, ...] = ()
 
     def covariance(self) -> Wave:
-        """Covariance of the sum in the gap given what is around it, (n, n)."""
-        at = np.arange(self.stop - self.start)
-        each = [power * _inverse(_matrix(b, at)) for b, power in self.laws]
+        """Covariance of the sum in the gap given what is known around it, (n, n)."""
+        here = np.arange(self.start, self.stop)
+        at = np.union1d(here, np.array(self.beside, np.int_))
+        inside = np.flatnonzero(np.isin(at, here))
+        each = [power * _inverse(_matrix(b, at))[np.ix_(inside, inside)] for b, power in self.laws]
         return np.asarray(np.sum(each, axis=0))
 
 
@@ -138,10 +143,9 @@ def burg(parts: Sequence[NDArray[Any]], order: int) -> tuple[Wave, float]:
         a = np.append(a, 0.0)
         a = a + reflection * a[::-1]
         power *= 1 - reflection**2
-        ahead, back = (
-            [(f + reflection * b)[1:] for f, b in zip(ahead, back, strict=True)],
-            [(b + reflection * f)[:-1] for f, b in zip(ahead, back, strict=True)],
-        )
+        pairs = [(f, b) for f, b in zip(ahead, back, strict=True) if len(f) > 1]
+        ahead = [(f + reflection * b)[1:] for f, b in pairs]
+        back = [(b + reflection * f)[:-1] for f, b in pairs]
     return a, power
 
 
@@ -175,20 +179,64 @@ def interpolate(signals: NDArray[Any], missing: NDArray[np.bool_], rate: int) ->
         rate: samples a second, in hertz.
     """
     order, context = round(ORDER * rate), round(CONTEXT * rate)
-    filled, gaps = np.where(missing, 0.0, np.asarray(signals, np.float64)), []
-    for start, stop in runs(missing):
-        low, high = max(0, start - context), min(len(missing), stop + context)
-        here, laws = np.arange(start - low, stop - low), []
-        for signal in filled:
-            near = signal[low:high]
-            around = [near[: start - low], near[stop - low :]]
-            # No more coefficients than a third of what they are estimated from.
-            a, power = burg(around, min(order, sum(map(len, around)) // 3))
-            b = _lags(a)
-            near[here] = -np.linalg.solve(_matrix(b, here), _leaned(b, near, here))
-            laws.append((b, power))
-        gaps.append(Gap(start, stop, tuple(laws)))
-    return Filled(filled, tuple(gaps))
+    filled, gaps = np.where(missing, 0.0, np.asarray(signals, np.float64)), {}
+    # Between many gaps are short stretches, which tell few coefficients; once all gaps are filled,
+    # the others' sound tells more.
+    for heard in (~missing, np.ones_like(missing)):
+        for start, stop in runs(missing):
+            around = slice(max(0, start - context), min(len(missing), stop + context))
+            alone = int(missing[around].sum()) == stop - start
+            if start not in gaps or not alone:
+                gaps[start] = _fill(filled, missing, heard, start, stop, around, order)
+    return Filled(filled, tuple(gaps.values()))
+
+
+def _fill(
+    signals: Wave,
+    missing: NDArray[np.bool_],
+    heard: NDArray[np.bool_],
+    start: int,
+    stop: int,
+    around: slice,
+    order: int,
+) -> Gap:
+    """Fills one gap of the signals (K, T), which are changed, given what is known around it.
+
+    Missing samples of other gaps within the model's memory are unknowns beside its own: zeros in
+    their place would be taken for sound.
+
+    Arguments:
+        signals: with what is filled in so far.
+        missing: True in all gaps, (T,).
+        heard: True where coefficients may be estimated from, but for the gap, (T,).
+        start, stop: the gap.
+        around: what its model is estimated from.
+        order: of the model, at most.
+    """
+    reach = slice(max(0, start - order), stop + order)
+    at = np.flatnonzero(missing[reach]) + reach.start
+    here, laws = (at >= start) & (at < stop), []
+    for signal in signals:
+        near = signal[around]
+        told = heard[around].copy()
+        told[start - around.start : stop - around.start] = False
+        parts = [near[first:end] for first, end in runs(told)]
+        a, power = burg(parts, min(order, _most(parts)))
+        b = _lags(a)
+        found = -np.linalg.solve(_matrix(b, at), _leaned(b, near, at - around.start))
+        signal[start:stop] = found[here]
+        laws.append((b, power))
+    return Gap(start, stop, tuple(laws), tuple(at[~here].tolist()))
+
+
+def _most(parts: Sequence[Wave]) -> int:
+    """The most coefficients that stretches can tell: a third of their samples, and no more than
+    there are samples that have so many before them in their stretch."""
+    lengths = np.array([len(part) for part in parts], np.int_)
+    most = int(lengths.sum()) // 3
+    while int(np.maximum(lengths - most, 0).sum()) < most:
+        most -= 1
+    return most
 
 
 def declip(x: NDArray[Any], clipped: NDArray[np.bool_], mean: bool = True) -> Wave:

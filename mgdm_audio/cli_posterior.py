@@ -108,7 +108,8 @@ def generate(
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True,
-              help="File of the repair, which is WAV of 32-bit floats.")  # fmt: skip
+              help="File of the repair, which is WAV of 32-bit floats, or 64-bit ones where FILE "
+              "has more than 24 bits.")  # fmt: skip
 @click.option("--gap", multiple=True, metavar="START-STOP", help="Seconds to fill in.")
 @click.option(
     "--mask",
@@ -150,7 +151,7 @@ def repair(
         raise click.UsageError("--dropouts looks for gaps; leave out --gap and --mask, or it")
     if output.suffix.lower() != ".wav":
         raise click.BadParameter(
-            f"'{output}' must end in .wav: a repair is a WAV file of 32-bit floats",
+            f"'{output}' must end in .wav: a repair is a WAV file of floats",
             param_hint="'-o'",
         )
     if output.exists() and not options["overwrite"]:
@@ -184,9 +185,11 @@ def repair(
         share = float(np.mean(result.damaged))
         with write.staged([output]) as (path,):
             # Repaired peaks go beyond full scale: no format with integers has room for them.
-            sf.write(path, result.samples[0].T, recording.sample_rate, "FLOAT", format="WAV")
+            kept = result.samples[0]
+            subtype = "DOUBLE" if kept.dtype == np.float64 else "FLOAT"
+            sf.write(path, kept.T, recording.sample_rate, subtype, format="WAV")
             write.clear_time_stamp(path)
-    for warning in result.warnings:
+    for warning in (*recording.warnings, *result.warnings):
         click.echo(printable(warning_line(file, warning)), err=True)
     if not options["quiet"]:
         click.echo(f"{100 * share:.2f} % of the samples were in question: {result.way}",

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from mgdm_audio import audio
 from mgdm_audio.evidence import Evidence
-from mgdm_audio.posterior import Callback, Drawn, active_level, draw
+from mgdm_audio.posterior import Callback, Drawn, active_level, described, draw
 from mgdm_audio.song import astray
 from mgdm_audio.spread import spread_stems
 
@@ -396,6 +396,6 @@ def _given(
     drawn: Drawn,
 ) -> Given:
     return Given(
-        tuple(results), sample_rate, tuple(seeds), separator.describe(),
+        tuple(results), sample_rate, tuple(seeds), described(separator, drawn.seams),
         drawn.calls, drawn.vjps, drawn.windows, drawn.residual_db,
     )  # fmt: skip

@@ -47,11 +47,18 @@ class Clip(Operator):
         return cls(level, (y >= level).to(torch.int8) - (y <= -level).to(torch.int8))
 
     @classmethod
-    def beyond(cls, y: Tensor, threshold: float) -> Clip:
-        """The operator of a recording y whose samples beyond the threshold, positive, are lower
-        bounds of what they were, in magnitude: clipped, and resampled since then."""
-        where = (y >= threshold).to(torch.int8) - (y <= -threshold).to(torch.int8)
-        return cls(torch.where(where == 0, threshold, y.abs()), where)
+    def beyond(cls, y: Tensor, above: float, below: float | None = None) -> Clip:
+        """The operator of a recording y whose samples beyond thresholds are lower bounds of what
+        they were, in magnitude: clipped, and resampled since then.
+
+        Arguments:
+            y: the recording.
+            above: positive threshold of positive samples; infinite where none is clipped.
+            below: the same of negative ones, in magnitude; None for `above`.
+        """
+        below = above if below is None else below
+        where = (y >= above).to(torch.int8) - (y <= -below).to(torch.int8)
+        return cls(torch.where(where == 0, min(above, below), y.abs()), where)
 
     def forward(self, x: Tensor) -> Tensor:
         """See `Operator.forward`."""
@@ -126,7 +133,7 @@ class Magnitude(Operator):
 
     Arguments:
         n_fft: samples of the window, even.
-        hop: samples between frames, n_fft / 2 or a divisor of it that is 4 or more.
+        hop: samples between frames, a divisor of n_fft, at most a third of it.
         eps: magnitudes are sqrt(|z|^2 + eps^2) - eps, to have a slope at 0; in units of the signal.
         length: T, samples of the signal, which its magnitudes do not tell; None for a multiple of
             the hop. Only `first_guess` needs it.

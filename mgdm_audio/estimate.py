@@ -1,7 +1,7 @@
 r"""Estimates of what gaps held: stems as autoregressions, and the prior beside them.
 
 A draw from a posterior has twice the squared error of the posterior's mean. Where the nearest
-signal is asked for, it is made of these, at the prior's rate and level:
+signal is asked for, it is made of these, at the prior's level:
 
 - A recording is one autoregression (:mod:`mgdm_audio.autoregression`), which fills its gaps.
 - A mix, filled so, is split into stems by the regressor. Each stem is an autoregression of its
@@ -13,6 +13,10 @@ signal is asked for, it is made of these, at the prior's rate and level:
   the mean of the product of two Gaussians, :math:`p + V (V + C / c)^{-1} (m - p)`.
 
 The prior is not asked for mixes, which do not gain by it, at any c (docs/restoration.md).
+
+Recordings are at the prior's rate or below it. One below it keeps its own for its autoregression,
+to which an empty upper band would say that all is foretold; only what the networks see is brought
+to theirs.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ import scipy.linalg
 import torch
 from numpy.typing import NDArray
 
-from mgdm_audio import autoregression
+from mgdm_audio import audio, autoregression
 from mgdm_audio.denoise import Denoiser
 from mgdm_audio.draws import SeededDraws
 from mgdm_audio.regress import Regressor
@@ -57,8 +61,8 @@ class Experts:
     Attributes:
         denoise: the prior.
         regress: the regressor; None where the recording is not split.
-        plan: the windows of the recording, see `WindowPlan`.
-        rate: of the prior, in hertz.
+        plan: the windows of the recording at the models' rate, see `WindowPlan`.
+        rate: of the models, in hertz.
         device: of the models.
         half: whether the networks compute in bfloat16.
         report: told of each network call.
@@ -72,28 +76,29 @@ class Experts:
     half: bool
     report: Callable[[], None]
 
-    def split(self, mix: Wave, stems: int) -> Wave:
-        """Stems (K, T) of a mix (T,), which add up to it; the mix itself, (1, T), if not split."""
+    def split(self, mix: Wave, stems: int, rate: int) -> Wave:
+        """Stems (K, T) of a mix (T,) at a rate, which add up to it; the mix itself, (1, T), if not
+        split."""
         if self.regress is None:
             return mix[None]
-        windows = []
+        windows, seen = [], audio.resample(mix, rate, self.rate)
         for i in range(len(self.plan.starts)):
-            y = self.plan.cut(torch.from_numpy(mix).float(), i)[None, None].to(self.device)
+            y = self.plan.cut(torch.from_numpy(seen).float(), i)[None, None].to(self.device)
             known = torch.zeros(1, stems, dtype=torch.bool, device=self.device)
             with self._precision():
                 x = self.regress(y, y.new_zeros(1, stems, y.shape[2]), known)
             windows.append(x[0].double().cpu())
             self.report()
-        whole = self.plan.join(windows).numpy()
+        whole = audio.resample(self.plan.join(windows).numpy(), self.rate, rate, len(mix))
         return np.asarray(whole + (mix - whole.sum(0)) / stems)
 
-    def heard(self, x: Wave, sigma: float, seed: int, where: NDArray[np.bool_]) -> Wave:
-        """The prior's mean of the stems (K, T) given them with noise; only in windows with True
-        in `where`, (T,), the others stay as they are."""
-        clean, windows = torch.from_numpy(x), []
+    def heard(self, x: Wave, rate: int, sigma: float, seed: int, where: NDArray[np.bool_]) -> Wave:
+        """The prior's mean of the stems (K, T) at a rate given them with noise; only in windows
+        with True in `where`, (T,), the others stay as they are."""
+        clean, windows = torch.from_numpy(audio.resample(x, rate, self.rate)), []
         for i in range(len(self.plan.starts)):
             part = self.plan.cut(clean, i)
-            if not where[slice(*self.plan.span(i))].any():
+            if not self.looks(i, where, rate):
                 windows.append(part)
                 continue
             draws = SeededDraws([window_seed(seed, i)], self.device)
@@ -105,14 +110,25 @@ class Experts:
                     total += self.denoise(noisy, noisy.new_full((1,), sigma))[0].double().cpu()
                 self.report()
             windows.append(total / NOISES)
-        return np.asarray(self.plan.join(windows).numpy())
+        whole = audio.resample(self.plan.join(windows).numpy(), self.rate, rate, x.shape[1])
+        return np.asarray(whole, np.float64)
+
+    def looks(self, index: int, where: NDArray[np.bool_], rate: int) -> bool:
+        """Whether a window has True in `where`, (T,), at a rate."""
+        start, stop = self.plan.span(index)
+        return bool(where[start * rate // self.rate : -(-stop * rate // self.rate)].any())
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.half)
 
 
 def fill(
-    experts: Experts, y: Wave, missing: NDArray[np.bool_], gains: Wave, seeds: Sequence[int]
+    experts: Experts,
+    y: Wave,
+    missing: NDArray[np.bool_],
+    gains: Wave,
+    seeds: Sequence[int],
+    rate: int | None = None,
 ) -> list[Wave]:
     """A recording with its gaps filled, see the module.
 
@@ -122,19 +138,22 @@ def fill(
         missing: True in the gaps, (T,).
         gains: of the stems in the recording, (K,): all 1 for a mix, 1 for one of them for a stem.
         seeds: of the noise; one for each result. Those of a mix are alike.
+        rate: of the recording, in hertz; None for that of the models.
 
     Returns:
         The recordings, (T,), the same outside of the gaps.
     """
-    filled = autoregression.interpolate(y[None], missing, experts.rate)
+    rate = rate or experts.rate
+    filled = autoregression.interpolate(y[None], missing, rate)
     m = filled.signals[0]
     if bool((gains == 1).all()):
         if experts.regress is not None:
-            stems = experts.split(m, len(gains))
-            m = autoregression.interpolate(stems, missing, experts.rate).signals.sum(0)
+            stems = experts.split(m, len(gains), rate)
+            m = autoregression.interpolate(stems, missing, rate).signals.sum(0)
         return [np.where(missing, m, y) for _ in seeds]
-    heard = [gains @ experts.heard(gains[:, None] * m, SIGMA, seed, missing) for seed in seeds]
-    out, reach = [np.array(y, np.float64) for _ in seeds], experts.rate // 3
+    x = gains[:, None] * m
+    heard = [gains @ experts.heard(x, rate, SIGMA, seed, missing) for seed in seeds]
+    out, reach = [np.array(y, np.float64) for _ in seeds], rate // 3
     for gap in filled.gaps:
         here, c = slice(gap.start, gap.stop), gap.covariance() / CONFIDENCE
         near = slice(max(0, gap.start - reach), gap.stop + reach)

@@ -1,28 +1,39 @@
 """Draws of the stems of a song given any evidence, window by window.
 
 Windows are drawn in order. Each is told the stems of the window before it where they overlap, so
-that it goes on from them; what is exact in the evidence (known stems, undamaged mixes) is met
-exactly, to the rounding of float32. Every draw has a seed of its own and depends on nothing else.
+that it goes on from them; where a sampler cannot be told, they are cross-faded. What is exact in
+the evidence (known stems, undamaged mixes) is met exactly, to the rounding of float32. Every draw
+has a seed of its own and depends on nothing else.
 """
 
 from __future__ import annotations
 
-__all__ = ["DEFAULTS", "SPREAD_OVER_ERROR", "Drawn", "active_level", "draw", "separator_for"]
+__all__ = [
+    "DEFAULTS",
+    "SPREAD_OVER_ERROR",
+    "Drawn",
+    "active_level",
+    "described",
+    "draw",
+    "separator_for",
+]
 
+import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from mgdm_audio.compose import LinearRows
 from mgdm_audio.consistency import make_consistent
 from mgdm_audio.denoise import CountingDenoiser
 from mgdm_audio.draws import SeededDraws
 from mgdm_audio.evidence import Evidence, Observed
 from mgdm_audio.operators import PointwiseOperator
-from mgdm_audio.samplers.base import Problem
+from mgdm_audio.samplers.base import Problem, Sampler
 from mgdm_audio.windows import WindowPlan, window_seed
 
 if TYPE_CHECKING:
@@ -33,7 +44,7 @@ _SURE: dict[str, Any] = {
 }  # fmt: skip
 _HIGH: dict[str, Any] = {"preset": "default", "warm_sigma": 0.3}
 _UNSURE: dict[str, Any] = {
-    "method": "ding", "preset": "default", "warm_start": "regressor", "warm_sigma": 1.0,
+    "method": "ding", "preset": "fast", "warm_start": "regressor", "warm_sigma": 1.0,
 }  # fmt: skip
 
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -69,6 +80,7 @@ class Drawn:
         vjps: those of them with a gradient.
         windows: windows that were sampled, of each draw.
         residual_db: what the sampler left of the evidence before it was met, relative to it.
+        seams: how neighbouring windows were made to agree, see :data:`mgdm_audio.song.SEAMS`.
     """
 
     stems: Tensor
@@ -76,6 +88,7 @@ class Drawn:
     vjps: int
     windows: int
     residual_db: float
+    seams: str
 
 
 class _Missed:
@@ -123,26 +136,37 @@ def draw(
     evidence: Evidence,
     seeds: Sequence[int],
     callback: Callback | None = None,
+    wanted: Tensor | None = None,
 ) -> Drawn:
     """Draws stems given evidence.
 
     Arguments:
-        separator: the prior, the sampler and the windows.
+        separator: the prior, the sampler and the windows; an average that it is to make is left
+            out: each draw is one sample.
         evidence: what is known, at the prior's rate and level.
         seeds: one for each draw.
         callback: see `Callback`.
+        wanted: True at the samples that are asked for, (T,): windows without any are not drawn,
+            their stems are 0; None for all.
 
     Returns:
         One draw for each seed; draw i is what its seed alone gives.
 
     Raises:
-        ValueError: if there is no seed, or the sampler cannot take the evidence.
+        ValueError: if there is no seed, the separator has an other stem or a residual, which are
+            not drawn, or the sampler cannot take the evidence.
         FloatingPointError: if the sampler gives values that are not finite.
     """
     if not seeds:
         raise ValueError("got no seeds, expected at least one")
     settings = separator.song_settings
+    if settings.other is not None or settings.residual:
+        raise ValueError(
+            f"got other = {settings.other} and residual = {settings.residual}: what is drawn here "
+            "is the prior's stems alone; leave them out"
+        )
     plan = WindowPlan(evidence.length, settings.window, settings.overlap, MULTIPLE)
+    told = _told(separator, evidence, plan)
     planned = separator.sampler.cost().calls
     total = planned * len(plan.starts) * len(seeds)
     denoise, missed = CountingDenoiser(separator.models.asked()), _Missed()
@@ -150,7 +174,8 @@ def draw(
     tails: list[Tensor | None] = [None] * len(seeds)
     windows: list[Tensor] = []
     for index, start in enumerate(plan.starts):
-        if evidence.silent(start, start + plan.size):
+        skipped = wanted is not None and not bool(wanted[slice(*plan.span(index))].any())
+        if skipped or evidence.silent(start, start + plan.size):
             windows.append(torch.zeros(len(seeds), evidence.stems, plan.size))
             tails = [None] * len(seeds)
             done += planned * len(seeds)
@@ -170,13 +195,48 @@ def draw(
             done += planned * len(group)
         sampled += 1
         windows.append(torch.stack(drawn))
-        if index + 1 < len(plan.starts):
+        if told and index + 1 < len(plan.starts):
             _, end = plan.fades()[index]
             following = plan.starts[index + 1]
             tails = [stems[:, following - start : end - start].clone() for stems in drawn]
     if callback is not None:
         callback(total, total)
-    return Drawn(plan.join(windows), denoise.calls, denoise.vjps, sampled, missed.db)
+    seams = "condition" if told else "fade"
+    return Drawn(plan.join(windows), denoise.calls, denoise.vjps, sampled, missed.db, seams)
+
+
+def described(separator: Separator, seams: str) -> dict[str, Any]:
+    """What decides a draw: of the separator's settings those that `draw` goes by.
+
+    Arguments:
+        separator: see `draw`.
+        seams: see `Drawn`.
+    """
+    return separator.describe() | {"average": 1, "seams": seams}
+
+
+def _told(separator: Separator, evidence: Evidence, plan: WindowPlan) -> bool:
+    """Whether windows are told the stems of the one before them, or are cross-faded: because that
+    is asked for, or because the sampler could not solve what it is then told."""
+    if separator.song_settings.seams == "fade" or len(plan.starts) == 1:
+        return separator.song_settings.seams != "fade"
+    seen = evidence.window(0, plan.size, torch.zeros(evidence.stems, 1))
+    if isinstance(seen.operator, LinearRows):
+        # A filter beside exact samples is solved by conjugate gradients, which do not come to an
+        # end with it; RED-diff begins with the pseudo-inverse, which they give as well.
+        return not any(s.needs_linear or s.name == "reddiff" for s in _parts(separator.sampler))
+    # What is told has no noise, beside a recording that has; DDNM is defined for one noise level.
+    alike = not isinstance(seen.sigma_y, Tensor)
+    return alike or all(s.name != "ddnm" for s in _parts(separator.sampler))
+
+
+def _parts(sampler: Sampler) -> Iterator[Sampler]:
+    """A sampler and those that it is made of."""
+    yield sampler
+    for field in dataclasses.fields(sampler):
+        part = getattr(sampler, field.name)
+        if isinstance(part, Sampler):
+            yield from _parts(part)
 
 
 def _sample(

@@ -15,16 +15,17 @@ samples are those of an autoregression, the mean of what they can have been at a
 (docs/restoration.md).
 
 The prior works at its own rate. Recordings at another rate are repaired there and the change is
-brought back; what a gap held above the prior's band is not replaced.
+brought back; what a gap held above the prior's band is not replaced. Estimates of recordings at a
+lower rate are made at that rate: above its band there is nothing to tell them apart.
 """
 
 from __future__ import annotations
 
-__all__ = ["METHODS", "WAYS", "Repaired", "clipping_level", "dropouts", "repair"]
+__all__ = ["METHODS", "WAYS", "Repaired", "clipping_levels", "dropouts", "repair"]
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,7 +40,7 @@ from mgdm_audio.denoise import CountingDenoiser
 from mgdm_audio.evidence import Damage, Evidence
 from mgdm_audio.filters import LowPass
 from mgdm_audio.models import Models
-from mgdm_audio.posterior import MULTIPLE, Callback, active_level, draw
+from mgdm_audio.posterior import MULTIPLE, Callback, active_level, described, draw
 from mgdm_audio.song import astray
 from mgdm_audio.windows import WindowPlan
 
@@ -69,13 +70,18 @@ RIPPLE = 0.05
 SHORTEST = 0.001
 """Seconds of digital silence that make a dropout."""
 
+QUIET = 0.01
+"""Share of the recording's peak below which equal samples at a channel's peak are no clipping: what
+is little more than rounding has few levels."""
+
 
 @dataclass(frozen=True, eq=False)
 class Repaired:
     """A repaired recording.
 
     Attributes:
-        samples: one array for each seed, of the shape that was given.
+        samples: one array for each seed, of the shape that was given: float32, or float64 if that
+            was given.
         sample_rate: in hertz.
         seeds: the seeds.
         way: one of `WAYS`.
@@ -124,7 +130,8 @@ def repair(
         seeds: one for each draw or estimate.
         stem: name of the stem that the recording is; None for a mix.
         gaps: intervals in seconds for ``gap``; None looks for dropouts.
-        level: clipping level for ``clip``; None looks for it.
+        level: clipping level for ``clip``, of all channels; None looks for it in each, above and
+            below zero.
         cutoff: end of the band that is there, in hertz, for ``lowpass``.
         bits: of the recording, for ``bits``.
         way: one of `WAYS`; by default an estimate for ``clip``, and for ``gap`` where none is
@@ -137,6 +144,7 @@ def repair(
             that is missing or out of range, or a recording without that damage.
     """
     channels = as_channels(recording, "the recording")
+    source = _as_given(recording, channels)
     names, rate = separator.prior.stems, separator.prior.sample_rate
     if stem is not None and stem not in names:
         raise ValueError(f"unknown stem '{stem}', expected one of {', '.join(names)}")
@@ -151,14 +159,17 @@ def repair(
             "of gaps and clipping alone"
         )
     gains = [1.0 if stem in (None, name) else 0.0 for name in names]
-    low = torch.from_numpy(audio.resample(channels.numpy(), sample_rate, rate))
+    if way == "estimate":
+        # To an autoregression an empty upper band says that all is foretold.
+        damage = replace(damage, rate=min(rate, sample_rate))
+    low = torch.from_numpy(audio.resample(channels.numpy(), sample_rate, damage.rate))
     if kind == "lowpass":
         # What is left above the cutoff is not looked at.
         low = LowPass(low.shape[1], damage.value / rate).forward(low[:, None])[:, 0]
-    outputs = [channels.clone() for _ in seeds]
+    outputs = [source.clone() for _ in seeds]
     touched = [c for c in range(len(channels)) if bool(damage.where[c].any())]
     calls = vjps = 0
-    missed = -math.inf
+    missed, seams = -math.inf, separator.song_settings.seams
     for position, c in enumerate(touched):
 
         def report(done: int, total: int, before: int = position) -> None:
@@ -166,38 +177,49 @@ def repair(
                 callback(before * total + done, total * len(touched))
 
         if way == "estimate" and kind == "clip":
-            cut = low[c].abs() >= damage.value * damage.share()
+            cut = damage.cut(c, low[c])
             whole = torch.from_numpy(autoregression.declip(low[c].numpy(), cut.numpy())).to(low)
             for output in outputs:
-                output[c] = damage.patched(c, channels[c], low[c], whole)
+                output[c] = damage.patched(c, source[c], low[c], whole)
             report(1, 1)
             continue
         kept = damage.kept(c, low.shape[1])
-        loud = active_level(low[c] if kept is None else low[c] * kept, rate)
+        loud = active_level(low[c] if kept is None else low[c] * kept, damage.rate)
         # One stem is part of a mix that is louder than it.
         target = separator.song_settings.level / (1 if stem is None else len(names) ** 0.5)
         gain = target / loud if loud > 0 else 1.0
+        sums = [torch.zeros_like(low[c]) for _ in seeds]
         y = low[c] * gain if kept is None else torch.where(kept, low[c], 0) * gain
-        if way == "estimate":
+        if loud == 0:  # silence, of which no level can be told, is left as silence
+            report(1, 1)
+        elif way == "estimate":
             assert kept is not None
-            sums, more = _filled(separator, regressor, y, ~kept, gains, seeds, report)
+            sums, more = _filled(separator, regressor, y, ~kept, damage.rate, gains, seeds, report)
             calls += more
         else:
             evidence = Evidence(len(names), low.shape[1]).with_sum(
                 y, gains, kept, damage.operator(gain, c), damage.noise(gain)
             )
-            drawn = draw(separator, evidence, seeds, report)
+            drawn = draw(separator, evidence, seeds, report, None if kept is None else ~kept)
             calls, vjps = calls + drawn.calls, vjps + drawn.vjps
-            missed = max(missed, drawn.residual_db)
+            missed, seams = max(missed, drawn.residual_db), drawn.seams
             sums = [(torch.tensor(gains)[:, None] * x).sum(0) for x in drawn.stems]
         for output, whole in zip(outputs, sums, strict=True):
-            output[c] = damage.patched(c, channels[c], low[c], whole / gain)
+            output[c] = damage.patched(c, source[c], low[c], whole / gain)
     return Repaired(
         tuple(x.reshape(tuple(recording.shape)).numpy() for x in outputs),
         sample_rate, tuple(seeds), way, damage.where.numpy(),
-        _settings(separator, regressor, way) | {"repair": damage.describe(), "stem": stem},
+        _settings(separator, regressor, way, seams) | {"repair": damage.describe(), "stem": stem},
         calls, vjps, astray(missed),
     )  # fmt: skip
+
+
+def _as_given(recording: Signal, channels: Tensor) -> Tensor:
+    """The recording as (C, T) in its own precision: what is not damaged stays as it is."""
+    if recording.dtype not in (np.float64, torch.float64):
+        return channels
+    numbers = recording.detach().cpu() if isinstance(recording, Tensor) else recording
+    return torch.from_numpy(np.ascontiguousarray(numbers)).reshape(channels.shape)
 
 
 def _filled(
@@ -205,6 +227,7 @@ def _filled(
     regressor: hub.Regressor | None,
     y: Tensor,
     missing: Tensor,
+    rate: int,
     gains: Sequence[float],
     seeds: Sequence[int],
     report: Callback,
@@ -214,42 +237,55 @@ def _filled(
     if not isinstance(prior, hub.Prior):
         raise ValueError(f"model '{prior.name}' is a regressor, and gaps are filled with a prior")
     asked = CountingDenoiser(Models(prior, regressor).asked())
-    plan = WindowPlan(len(y), settings.window, settings.overlap, MULTIPLE)
-    here = sum(bool(missing[slice(*plan.span(i))].any()) for i in range(len(plan.starts)))
+    length = -(-len(y) * prior.sample_rate // rate)
+    plan = WindowPlan(length, settings.window, settings.overlap, MULTIPLE)
     split = regressor is not None and 0 not in gains
-    planned = len(plan.starts) if split else here * estimate.NOISES * len(seeds)
     experts = estimate.Experts(
         asked, asked.regress if split else None, plan, prior.sample_rate, separator.device,
         separator.dtype != torch.float32, lambda: report(asked.calls, planned),
     )  # fmt: skip
+    here = sum(experts.looks(i, missing.numpy(), rate) for i in range(len(plan.starts)))
+    planned = len(plan.starts) if split else here * estimate.NOISES * len(seeds)
     with torch.no_grad():
         found = estimate.fill(
-            experts, y.double().numpy(), missing.numpy(), np.array(gains), seeds
-        )  # fmt: skip
+            experts, y.double().numpy(), missing.numpy(), np.array(gains), seeds, rate
+        )
     return [torch.from_numpy(x).to(y) for x in found], asked.calls
 
 
-def _settings(separator: Separator, regressor: hub.Regressor | None, way: str) -> dict[str, Any]:
+def _settings(
+    separator: Separator, regressor: hub.Regressor | None, way: str, seams: str
+) -> dict[str, Any]:
     """What decides the result, but for the damage."""
-    described = separator.describe() | {"way": way}
     if way == "draw":
-        return described
-    for name in ("method", "preset", "sampler", "average", "seams"):
-        del described[name]
+        return described(separator, seams) | {"way": way}
+    settings = separator.describe() | {"way": way}
+    for name in ("method", "preset", "sampler", "average", "seams", "residual", "other"):
+        del settings[name]
     if regressor is not None:
-        described |= {"regressor": regressor.name, "regressor_sha256": regressor.sha256}
-    return described | {"sigma": estimate.SIGMA, "noises": estimate.NOISES}
+        settings |= {"regressor": regressor.name, "regressor_sha256": regressor.sha256}
+    return settings | {"sigma": estimate.SIGMA, "noises": estimate.NOISES}
 
 
 @dataclass(frozen=True, eq=False)
 class _Damage:
-    """What was done to the recording (C, T), and the way back from a repair at the prior's rate."""
+    """What was done to the recording (C, T), and the way back from a repair at another rate.
+
+    Attributes:
+        kind: one of `KINDS`.
+        where: True at the samples that are damaged, (C, T).
+        sample_rate: of the recording, in hertz.
+        rate: that it is repaired at.
+        value: the lowest clipping level, the cutoff, or the bits.
+        levels: of clipping, above and below zero, for each channel; see `clipping_levels`.
+    """
 
     kind: str
     where: Tensor
     sample_rate: int
     rate: int
     value: float = 0.0
+    levels: tuple[tuple[float, float], ...] = ()
 
     @classmethod
     def of(
@@ -277,10 +313,14 @@ class _Damage:
                 where[:, first:last] = True
             return cls(kind, where, sample_rate, rate)
         if kind == "clip":
-            found = clipping_level(channels) if level is None else level
-            if found is None or not found > 0:
+            found = ((math.inf if level is None else level,) * 2,) * len(channels)
+            if level is None:
+                found = clipping_levels(channels)
+            lowest = min(map(min, found))
+            if not 0 < lowest < math.inf:
                 raise ValueError("found no level at which samples pile up; give the clipping level")
-            return cls(kind, channels.abs() >= found * (1 - 1e-6), sample_rate, rate, found)
+            cut = [_beyond(x, pair, 1 - 1e-6) for x, pair in zip(channels, found, strict=True)]
+            return cls(kind, torch.stack(cut), sample_rate, rate, lowest, found)
         if kind == "lowpass":
             most = min(rate / 2.5, sample_rate / 2)
             if cutoff is None or not 0 < cutoff < most:
@@ -303,26 +343,33 @@ class _Damage:
         return max((stop - start for start, stop in found), default=0) / self.sample_rate
 
     def kept(self, c: int, length: int) -> Tensor | None:
-        """True at the samples at the prior's rate that no damaged sample has a part in."""
+        """True at the samples at the repair's rate that no damaged sample has a part in."""
         if self.kind != "gap":
             return None
-        reach = 3 if self.rate != self.sample_rate else 0
+        # What a sample rings into is as long as three samples of the lower rate.
+        reach = math.ceil(3 * max(1, self.rate / self.sample_rate))
+        reach = reach if self.rate != self.sample_rate else 0
         at = torch.nonzero(self.where[c])[:, 0] * self.rate // self.sample_rate
         near = torch.zeros(length, dtype=torch.bool)
         for shift in range(-reach, reach + 1):
             near[(at + shift).clamp(0, length - 1)] = True
         return ~near
 
+    def cut(self, c: int, x: Tensor) -> Tensor:
+        """True where a channel at the repair's rate, (T,), is clipped."""
+        return _beyond(x, self.levels[c], self.share())
+
     def operator(self, gain: float, c: int) -> Damage | None:
         """What was done to a window, at the prior's level."""
         if self.kind == "clip":
-            return lambda y: Clip.beyond(y, self.value * gain * self.share())
+            above, below = (level * gain * self.share() for level in self.levels[c])
+            return lambda y: Clip.beyond(y, above, below)
         if self.kind == "lowpass":
             return lambda y: LowPass(y.shape[2], self.value / self.rate)
         return None
 
     def share(self) -> float:
-        """Of the clipping level, from where on samples at the prior's rate are clipped ones: a
+        """Of the clipping level, from where on samples at the repair's rate are clipped ones: a
         plateau that was converted ripples about its level."""
         return 1 - (1e-6 if self.rate == self.sample_rate else RIPPLE)
 
@@ -336,16 +383,16 @@ class _Damage:
         return 0.0 if self.kind == "gap" else NOISE
 
     def patched(self, c: int, source: Tensor, low: Tensor, whole: Tensor) -> Tensor:
-        """The channel (T,) with the repair (at the prior's rate) where it was damaged."""
+        """The channel (T,) with the repair (at its rate) where it was damaged."""
         where = self.where[c]
         if self.kind == "gap":
             wide = self._up(whole, len(source))
-            return torch.where(where, wide, source)
-        change = self._up(whole - low, len(source))
+            return torch.where(where, wide.to(source), source)
+        change = self._up(whole - low, len(source)).to(source)
         fixed = source + change
         if self.kind == "clip":
-            level = self.value
-            beyond = torch.where(source > 0, fixed.clamp_min(level), fixed.clamp_max(-level))
+            above, below = self.levels[c]
+            beyond = torch.where(source > 0, fixed.clamp_min(above), fixed.clamp_max(-below))
             return torch.where(where, beyond, source)
         if self.kind == "bits":
             return Quantise(int(self.value)).project(fixed[None, None], source[None, None])[0, 0]
@@ -381,15 +428,28 @@ def dropouts(channels: Tensor, sample_rate: int) -> Tensor:
     return where
 
 
-def clipping_level(channels: Tensor) -> float | None:
-    """The level at which the samples of a recording (C, T) pile up, or None.
+def clipping_levels(channels: Tensor) -> tuple[tuple[float, float], ...]:
+    """The levels at which the samples of a recording (C, T) pile up, above and below zero, for each
+    channel; infinite where they do not.
 
-    The largest magnitude, where runs of three or more equal samples stand at it.
+    The largest magnitude there, where runs of three or more equal samples stand at it, of these or
+    of others whose largest magnitude is the same.
     """
-    magnitude = channels.abs()
-    peak = float(magnitude.max())
-    if peak == 0:
-        return None
-    top = magnitude >= peak * (1 - 1e-4)
-    runs = top[:, :-2] & top[:, 1:-1] & top[:, 2:]
-    return float(magnitude[top].min()) if bool(runs.any()) else None
+    sides = torch.stack([channels, -channels], 1).flatten(0, 1)
+    peaks = sides.amax(1)
+    levels = torch.full((len(sides),), math.inf)
+    left = (peaks > 0) & (peaks >= QUIET * float(peaks.max()))
+    while bool(left.any()):
+        least = float(peaks[left].max()) * (1 - 1e-4)
+        alike = left & (peaks >= least)
+        top = sides[alike] >= least
+        if bool((top[:, :-2] & top[:, 1:-1] & top[:, 2:]).any()):
+            levels[alike] = sides[alike][top].min()
+        left &= ~alike
+    return tuple((above, below) for above, below in levels.reshape(-1, 2).tolist())
+
+
+def _beyond(x: Tensor, levels: tuple[float, float], share: float) -> Tensor:
+    """True where a signal (T,) is at or beyond a share of its levels above and below zero."""
+    above, below = levels
+    return (x >= above * share) | (x <= -below * share)

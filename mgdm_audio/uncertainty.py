@@ -109,11 +109,15 @@ class Uncertainty:
 
     def error_db(self) -> Floats:
         """SNR of the mean stems that the spread foretells, (K,), in dB; with the share of the error
-        that it was measured to foretell."""
-        signal = self.power.sum((1, 2)) - self.spread.sum((1, 2))
+        that it was measured to foretell.
+
+        The true stems are taken to be as loud as the draws, which are their equals: the mean's
+        power would be too little.
+        """
+        signal = self.power.sum((1, 2))
         noise = self.spread.sum((1, 2)) * (1 + 1 / self.draws) / self.spread_over_error**2
         with np.errstate(divide="ignore", invalid="ignore"):
-            return 10 * np.log10(np.maximum(signal, 0) / noise)
+            return 10 * np.log10(signal / noise)
 
     def to_dict(self) -> dict[str, Any]:
         """What fits a report: everything but the waves and the bands by time."""
@@ -192,12 +196,15 @@ def assess(
 
 
 def _bands(x: NDArray[Any], sample_rate: int) -> Floats:
-    """Power by band and frame, (K, bands, frames), that adds up to the mean square of a frame."""
+    """Power by band and frame, (K, bands, frames), that adds up to the mean square of a frame, also
+    of the last one, which may be shorter."""
     size = max(2, round(FRAME * sample_rate))
     padded = np.pad(x, ((0, 0), (0, -x.shape[1] % size))).reshape(len(x), -1, size)
     # Frames side by side: no leakage between them, and power is kept exactly (Parseval).
     spectrum = torch.fft.rfft(torch.from_numpy(padded).double()).abs().square() / size**2
     spectrum[..., 1 : (size + 1) // 2] *= 2
+    if rest := x.shape[1] % size:
+        spectrum[:, -1] *= size / rest  # of zeros behind it, that count for nothing
     frequencies = np.arange(size // 2 + 1) * sample_rate / size
     index = torch.from_numpy(np.searchsorted(BANDS, frequencies, side="right") - 1)
     out = spectrum.new_zeros(*spectrum.shape[:2], len(BANDS) - 1)

@@ -71,6 +71,53 @@ def test_gaps_are_filled_with_the_mean_and_their_error_is_foretold():
     assert np.mean(better) < -3
 
 
+def exact(x, missing):
+    """Mean and variances of missing samples given the others, in a part of a process."""
+    ring = scipy.signal.lfilter([1], TRUE.real, np.r_[1, np.zeros(2000)])
+    lags = 0.01 * np.correlate(ring, ring, "full")[2000 : 2000 + len(x)]
+    both = scipy.linalg.toeplitz(lags)
+    cross = both[np.ix_(missing, ~missing)]
+    weights = np.linalg.solve(both[np.ix_(~missing, ~missing)], cross.T).T
+    left = both[np.ix_(missing, missing)] - weights @ cross.T
+    return weights @ x[~missing], np.diag(left)
+
+
+@pytest.mark.parametrize("places", [(12,), (12, 12, 12, 12)])
+def test_gaps_near_each_other_are_found_together(places):
+    """Zeros in one gap are no sound for another: what is found is near the exact mean, and its
+    covariance counts that the other gap is not known either."""
+    starts, part = 1500 + np.cumsum((0, *places)), slice(1300, 1800)
+    missing = np.zeros(3000, bool)
+    for start in starts:
+        missing[start : start + 8] = True
+    excess, squares = [], []
+    for seed in range(10):
+        x = process(seed)
+        filled = interpolate(np.where(missing, 0, x)[None], missing, RATE)
+        mean, variance = exact(x[part], missing[part])
+        excess.append(np.square(filled.signals[0][missing] - mean).mean() / variance.mean())
+        for gap in filled.gaps:
+            wrong = (filled.signals[0] - x)[gap.start : gap.stop]
+            squares.append(wrong @ np.linalg.solve(gap.covariance(), wrong) / len(wrong))
+    assert np.mean(excess) < 0.3
+    assert 0.7 < np.mean(squares) < 1.7
+
+
+def test_many_gaps_leave_enough_to_go_by():
+    """A fifth is missing, in stretches of 5 samples; the model has the memory of 93."""
+    errors, lines = [], []
+    for seed in range(3):
+        x = process(seed)
+        missing = np.arange(3000) % 25 < 5
+        filled = interpolate(np.where(missing, 0, x)[None], missing, RATE).signals[0]
+        kept = np.flatnonzero(~missing)
+        lines.append(error_db(np.interp(np.arange(3000), kept, x[kept]), x, missing))
+        errors.append(error_db(filled, x, missing))
+    assert np.mean(errors) < np.mean(lines) - 3
+    # Nothing is left to go by:
+    assert not interpolate(np.ones((1, 50)), np.ones(50, bool), RATE).signals.any()
+
+
 def test_the_covariance_of_a_sum_is_the_sum_of_the_covariances():
     pair = np.stack([process(0), process(1, power=0.04)])
     missing = np.arange(3000) // 20 == 70

@@ -273,6 +273,50 @@ def test_repair_without_a_method_is_an_estimate(song):
     assert np.square(sound("round.wav") - mix).sum() < 0.5 * np.square(clipped - mix).sum()
 
 
+def test_repair_keeps_the_precision_of_the_file(song):
+    """64-bit floats hold what 32-bit integers do, and what is beyond full scale."""
+    x = sound("song.wav").astype(np.float64) + 2.0**-29
+    x[3000:3200] = 0
+    for subtype, kept in (("PCM_32", "DOUBLE"), ("DOUBLE", "DOUBLE"), ("PCM_24", "FLOAT")):
+        sf.write("hole.wav", x, RATE, subtype)
+        run("repair", "hole.wav", "--dropouts", "-o", "whole.wav", "--overwrite", "-q")
+        assert sf.info("whole.wav").subtype == kept
+        before, after = (sf.read(name)[0] for name in ("hole.wav", "whole.wav"))
+        changed = np.flatnonzero(before != after)
+        assert set(changed) == set(range(3000, 3200))
+
+
+def test_what_is_wrong_with_files_is_told(song):
+    """Of the recording and of all that is read beside it."""
+    for name in ("song", "drums"):
+        sf.write(f"short-{name}.wav", sound(f"{name}.wav"), RATE, "FLOAT")
+        whole = (song / f"short-{name}.wav").read_bytes()
+        (song / f"short-{name}.wav").write_bytes(whole[:-4000])
+    told = "is truncated"
+    fixed = run("repair", "short-song.wav", "--gap", "0.1-0.11", "-o", "r.wav", "-q")
+    assert fixed.stderr.count(told) == 1
+    assert fixed.stderr.startswith("warning: short-song.wav")
+    assert np.abs(sound("short-drums.wav")).max(initial=0) > 0
+    mask = (
+        "--mask",
+        "short-drums.wav",
+        "-o",
+        "m.wav",
+        "-q",
+        "--method",
+        "ding",
+        "--preset",
+        "fast",
+    )
+    assert run("repair", "short-song.wav", *mask).stderr.count(told) == 2
+    given = ("--given", "drums=short-drums.wav", "--for", "bass", "-o", "band")
+    assert told in run("generate", *given, "--method", "ding", *FAST).stderr
+    known = run(
+        "separate", "short-song.wav", "-o", "out", "--known", "drums=short-drums.wav", *FAST
+    )
+    assert known.stderr.count(told) == 2
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [

@@ -41,6 +41,14 @@ def test_known_stems_are_kept_and_the_rest_adds_up(separator, stems):
     assert result.settings["method"] == "ding"
 
 
+def test_settings_are_those_that_were_gone_by(stems):
+    """A draw is one sample, whatever the separator averages, and fades if that is asked for."""
+    separator = oracle(32, preset="fast", average=2, seams="fade")
+    short = {name: x[:32] for name, x in stems.items()}
+    result = separate_known(separator, total(short), {"drums": short["drums"]}, RATE, [1])
+    assert (result.settings["average"], result.settings["seams"]) == (1, "fade")
+
+
 def test_a_known_stem_makes_the_others_better():
     """On the exact Gaussian posterior, with 40 songs: less error of the others, beyond chance."""
     length, gains = 32, []

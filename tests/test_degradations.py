@@ -76,6 +76,15 @@ def test_clip_cuts_and_its_projection_keeps_what_was_not_cut():
     assert bool((told[y == 1] == 0).all())
 
 
+def test_clipping_levels_may_differ_by_sign():
+    y = torch.tensor([[[0.5, 0.5, 0.2, -0.7, -0.9]]])
+    one_side = Clip.beyond(y, 0.5, math.inf)
+    assert one_side.where.tolist() == [[[1, 1, 0, 0, 0]]]
+    expected = torch.tensor([[[0.5, 0.5, 1.2, 0.3, 0.1]]])
+    assert torch.allclose(one_side.forward(y + 1), expected)
+    assert Clip.beyond(y, 0.5, 0.8).where.tolist() == [[[1, 1, 0, 0, -1]]]
+
+
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_quantise(bits):
     op = Quantise(bits)
@@ -90,6 +99,11 @@ def test_quantise(bits):
     assert torch.allclose(op.project(x, y), x)  # what explains y is left alone
     loud = op.forward(torch.full((1, 1, 1), 5.0).double())
     assert float(op.project(torch.full((1, 1, 1), 5.0).double(), loud)) == 5.0
+
+
+def test_magnitudes_at_the_largest_hop_are_a_tight_frame():
+    op, x = Magnitude(48, 16, eps=0.0), randn(B, K, 160)
+    assert torch.allclose(op.inverse(op.transform(x), 160), x, atol=1e-12)
 
 
 def test_magnitude_is_a_tight_frame_and_knows_the_signal_up_to_its_sign():
@@ -141,6 +155,7 @@ def test_projection_through_the_mix():
         (lambda: Quantise(1), "2 to 24"),
         (lambda: Quantise(8, 0.0), "full scale"),
         (lambda: Magnitude(64, 48), "hop"),
+        (lambda: Magnitude(64, 32), "at most a third"),
         (lambda: Overdrive(-1.0), "drive"),
     ],
 )

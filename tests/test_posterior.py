@@ -8,6 +8,7 @@ from mgdm_audio.degradations import Clip
 from mgdm_audio.evidence import Evidence
 from mgdm_audio.filters import LowPass
 from mgdm_audio.posterior import DEFAULTS, active_level, draw, separator_for
+from mgdm_audio.separate import Separator
 
 T = 16
 SONG = oracle(T).prior.denoise.draw(5)
@@ -88,8 +89,6 @@ def test_a_draw_is_its_seed_s_whatever_its_company():
 
 
 def test_windows_go_on_from_each_other(music, prior):
-    from mgdm_audio.separate import Separator
-
     mix = torch.from_numpy(music.sum(0))
     evidence = Evidence(K, len(mix)).with_sum(mix).with_stem(0, torch.from_numpy(music[0]))
     separator = Separator(prior, "ding", "fast", window=16384, overlap=4096, precision="float32")
@@ -104,6 +103,68 @@ def test_windows_go_on_from_each_other(music, prior):
     assert result.calls == told[-1][1]
     again = draw(separator, evidence, [2]).stems[0]
     assert torch.equal(again, result.stems[1])
+
+
+DAMAGED = {
+    "lowpass": {"damage": lambda y: LowPass(y.shape[2], 0.1), "noise": 1e-3},
+    "bits": {"noise": 1e-3},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "seams"),
+    [
+        *(("lowpass", m, "fade") for m in ("ding", "ddnm", "diffpir", "pgdm", "pnpdm", "reddiff")),
+        ("lowpass", "mgdm", "condition"),
+        ("bits", "ddnm", "fade"),
+        ("bits", "diffpir", "condition"),
+    ],
+)
+def test_windows_that_cannot_be_told_are_cross_faded(kind, method, seams, music, prior):
+    """Filters and different noises beside the window before: they failed from the second on."""
+    mix = torch.from_numpy(music.sum(0)[4000:10000])
+    if kind == "lowpass":
+        mix = LowPass(len(mix), 0.1).forward(mix[None, None])[0, 0]
+    evidence = Evidence(K, len(mix)).with_sum(mix, **DAMAGED[kind])
+    separator = Separator(
+        prior, method, "fast", window=4096, overlap=1024, precision="float32", sigma_max=1.0
+    )
+    result = draw(separator, evidence, [0])
+    assert (result.windows, result.seams) == (2, seams)
+    assert float(result.stems.abs().max()) < 3
+    error = evidence.window(0, len(mix)).operator.forward(result.stems) - mix
+    assert float(error.square().mean()) < 0.2 * float(mix.square().mean())
+
+
+def test_fading_is_heeded(music, prior):
+    """Windows that fade are what they are alone."""
+    mix = torch.from_numpy(music.sum(0)[4000:10000])
+    evidence = Evidence(K, len(mix)).with_sum(mix)
+    options = {"window": 4096, "overlap": 1024, "precision": "float32"}
+    told, faded = (
+        draw(Separator(prior, "ding", "fast", seams=seams, **options), evidence, [0])
+        for seams in ("condition", "fade")
+    )
+    assert (told.seams, faded.seams) == ("condition", "fade")
+    assert torch.equal(told.stems[..., :2000], faded.stems[..., :2000])
+    assert not torch.allclose(told.stems[..., 4096:], faded.stems[..., 4096:], atol=1e-3)
+    assert torch.allclose(faded.stems.sum(1), mix[None], atol=1e-6)
+
+
+def test_windows_that_nobody_asked_for_are_not_drawn(music, prior):
+    mix = torch.from_numpy(music.sum(0)[:12000])
+    evidence = Evidence(K, len(mix)).with_sum(mix)
+    wanted = torch.zeros(len(mix)).bool()
+    wanted[5000:5100] = True
+    options = {"window": 4096, "overlap": 1024, "precision": "float32", "seams": "fade"}
+    separator = Separator(prior, "ding", "fast", **options)
+    told = []
+    some = draw(separator, evidence, [0], lambda *a: told.append(a), wanted)
+    whole = draw(separator, evidence, [0])
+    assert (some.windows, whole.windows) == (1, 4)
+    assert told == sorted(told)
+    assert told[-1][0] == told[-1][1]
+    assert torch.equal(some.stems[..., wanted], whole.stems[..., wanted])
 
 
 def test_silence_is_not_sampled():
@@ -121,7 +182,6 @@ def test_one_stem_is_the_mix(prior):
 
     from mgdm_audio import hub
     from mgdm_audio.denoise import GaussianDenoiser
-    from mgdm_audio.separate import Separator
 
     class One(torch.nn.Module):
         exact = GaussianDenoiser(torch.zeros(1, T).double(), 0.01 * torch.eye(T).double())
@@ -175,6 +235,8 @@ def test_active_level_leaves_silence_out():
         (lambda: WHOLE.with_stem(4, torch.zeros(T)), "stem 4"),
         (lambda: WHOLE.with_stem(0, torch.zeros(3)), "shape"),
         (lambda: draw(oracle(T), WHOLE, []), "no seeds"),
+        (lambda: draw(oracle(T, other=-20.0), WHOLE, [0]), "leave them out"),
+        (lambda: draw(oracle(T, residual=True), WHOLE, [0]), "leave them out"),
     ],
 )
 def test_errors_say_what_was_expected(call, text):

@@ -9,6 +9,7 @@ import torch
 from conftest import make_prior
 
 from mgdm_audio import samplers
+from recipes.restoration import restore as restoration
 from recipes.restoration.restore import (
     BASELINE,
     METHODS,
@@ -83,7 +84,7 @@ def test_log_spectral_distance(stems):
 
 def test_results_are_kept_and_resumed(stems, tmp_path):
     output, told = tmp_path / "results.jsonl", []
-    clips = [("valid-000", stems.numpy()[:, :1024])]
+    clips = [("valid-000", "a", stems.numpy()[:, :1024])]
     arguments = (make_prior(), clips, output, ("ddnm", "dps"), ("down4", "clip"), "fast")
     first = run(*arguments, told.append)
     # Two targets, two tasks, the baseline and two methods, of which one does not take clipping.
@@ -98,3 +99,28 @@ def test_results_are_kept_and_resumed(stems, tmp_path):
     assert text.count("**") in (8, 10)
     assert "| clip | " in text
     assert all(math.isfinite(json.loads(line)["lsd"]) for line in lines)
+
+
+def test_another_clip_of_the_same_song_is_another_clip(stems, tmp_path, monkeypatch):
+    """Lines of before there were checksums are of clips of the usual length."""
+    output, told = tmp_path / "results.jsonl", []
+    song = stems.numpy()
+
+    def made(digest, length):
+        told.clear()
+        clips = [("valid-000", digest, song[:, :length])]
+        return run(make_prior(), clips, output, (), ("down4",), "fast", told.append)
+
+    first = made("a", 1024)
+    assert len(told) == 2
+    assert made("a", 1024) == first
+    assert not told
+    assert {row["digest"] for row in made("b", 512)} == {"b"}
+    assert len(told) == 2
+    monkeypatch.setattr(restoration, "SECONDS", 1024 / RATE)
+    for row in first:
+        del row["digest"]
+    output.write_text("".join(json.dumps(row) + "\n" for row in first))
+    assert made("c", 1024) == first
+    assert not told
+    assert len(made("d", 512)) == len(told) == 2

@@ -69,12 +69,14 @@ def test_linear_prediction_goes_on_with_a_tone():
 
 def test_results_are_kept_and_resumed(clip, make, tmp_path):
     output, told = tmp_path / "features.jsonl", []
-    arguments = ([("test-000", clip)], RATE, make, output, "model", ["known", "bits drums"])
+    arguments = ([("test-000", "a", clip)], RATE, make, output, "model", ["known", "bits drums"])
     first = features.run(*arguments, told.append)
     again = features.run(*arguments, told.append)
     assert first == again
     assert len(told) == 2
     assert features.run(*arguments[:4], "other", ["known"], told.append, minutes=-1) == []
+    shorter = [("test-000", "b", clip[:, :1000])]
+    assert features.run(shorter, *arguments[1:], told.append, minutes=-1) == []
     text = features.table(first)
     assert "| known | with the known stem | SI-SDR improvement |" in text
     assert "| bits drums | repaired | log-spectral distance (less is better) |" in text

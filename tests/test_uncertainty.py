@@ -102,6 +102,25 @@ def test_a_measured_shortfall_lowers_what_is_foretold():
     assert short.to_dict()["spread_over_error"] == 0.5
 
 
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.98])
+def test_the_expected_snr_is_that_of_the_mean_of_exact_draws(share):
+    """Truth and draws are alike: a mean of its own, and noise that has a share of the power."""
+    rng, n = np.random.default_rng(5), 4
+    centre = rng.normal(size=(1, K, 40_000)) * (1 - share) ** 0.5
+    truth, *draws = centre + rng.normal(size=(n + 1, K, 40_000)) * share**0.5
+    u = assess(draws, STEMS, RATE)
+    snr = 10 * np.log10(np.square(truth).sum(1) / np.square(u.mean - truth).sum(1))
+    np.testing.assert_allclose(u.error_db(), snr, atol=0.15)
+
+
+def test_a_shorter_last_frame_has_the_power_that_it_has():
+    draws = np.stack([np.full((K, 1000), x) for x in (0.1, 0.3)])
+    u = assess(draws, STEMS, RATE)  # frames of 800 and 200
+    np.testing.assert_allclose(u.power.sum(1), 0.05)
+    np.testing.assert_allclose(u.spread.sum(1), 0.02)
+    np.testing.assert_allclose(u.level_db, u.level_db[:, :, :1] + np.zeros(2))
+
+
 UNCERTAIN = (DEFAULTS["samples"]["method"], DEFAULTS["samples"]["preset"])
 
 

@@ -3,8 +3,9 @@
     python -m recipes.restoration.features --data corpus/test --out features.jsonl --minutes 20
 
 Everything goes through the functions that the commands call, with their defaults. Each line of the
-output file is one clip, task and way; what is there is not done again, so that the command can be
-stopped and given again. Two tables go to standard output.
+output file is one clip and task; what is there is not done again, so that the command can be
+stopped and given again. Clips of another length or another rendering are other clips. A table goes
+to standard output.
 """
 
 from __future__ import annotations
@@ -220,7 +221,7 @@ for _kind in repair.METHODS:
 
 
 def run(
-    clips: Sequence[tuple[str, Wave]],
+    clips: Sequence[tuple[str, str, Wave]],
     rate: int,
     make: Makes,
     output: Path,
@@ -229,37 +230,45 @@ def run(
     report: Callable[[str], None],
     minutes: float | None = None,
 ) -> list[dict[str, Any]]:
-    """Does what is not in the output file yet, and returns all of it that is of this model.
+    """Does what is not in the output file yet, and returns all of it that is of these clips and of
+    this model.
 
     Arguments:
-        clips: names and stems (K, T).
+        clips: names, checksums and stems (K, T).
         rate: in hertz.
         make: see `Makes`.
         output: file of results, one JSON object a line.
-        model: what identifies models and settings.
+        model: what identifies models and settings, precision included.
         tasks: of `TASKS`.
         report: told one line for each task of each clip.
         minutes: no task is begun after so many.
     """
-    rows = [json.loads(line) for line in output.read_text().splitlines()] if output.exists() else []
-    done = {(row["model"], row["clip"], row["task"]) for row in rows}
+    lines = output.read_text().splitlines() if output.exists() else []
+    digests = {digest for _, digest, _ in clips}
+    rows = [
+        row
+        for row in map(json.loads, lines)
+        if row["model"] == model and row.get("digest") in digests
+    ]
+    done = {(row["digest"], row["task"]) for row in rows}
     start = time.monotonic()
     with output.open("a") as file:
-        for name, clip in clips:
+        for name, digest, clip in clips:
             for task in tasks:
-                if (model, name, task) in done:
+                if (digest, task) in done:
                     continue
                 if minutes is not None and time.monotonic() - start > 60 * minutes:
                     report("out of time; the same command goes on")
-                    return [row for row in rows if row["model"] == model]
+                    return rows
                 began = time.monotonic()
                 scores = dict(TASKS[task](clip, rate, make))
-                row = {"model": model, "clip": name, "task": task, "scores": scores}
+                row: dict[str, Any] = {"model": model, "clip": name, "digest": digest}
+                row |= {"task": task, "scores": scores}
                 rows.append(row)
                 file.write(json.dumps(row) + "\n")
                 file.flush()
                 report(f"{name} {task}: {time.monotonic() - began:.0f} s")
-    return [row for row in rows if row["model"] == model]
+    return rows
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -337,11 +346,11 @@ def main(
     regressor = make("separate").models.regressor
     models += [] if regressor is None else [regressor.sha256[:8]]
     rows = run(
-        [(c.name, c.stems) for c in chosen], rate, make, out, "+".join(models), tasks.split(","),
-        lambda line: click.echo(line, err=True), minutes,
+        [(c.name, c.digest, c.stems) for c in chosen], rate, make, out,
+        "+".join([*models, precision]), tasks.split(","), lambda line: click.echo(line, err=True),
+        minutes,
     )  # fmt: skip
-    names = {c.name for c in chosen}
-    click.echo(table([row for row in rows if row["clip"] in names]))
+    click.echo(table(rows))
 
 
 if __name__ == "__main__":

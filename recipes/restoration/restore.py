@@ -3,7 +3,8 @@
     python -m recipes.restoration.restore --data corpus/valid --out restoration.jsonl
 
 Each line of the output file is one clip, target, operator and method; what is there is not done
-again, so that the command can be stopped and given again. The table goes to standard output.
+again, so that the command can be stopped and given again. Clips of another length or of another
+rendering are other clips. The table goes to standard output.
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ METHODS = ("mgdm", "dps", "pgdm", "ddnm", "diffpir", "reddiff", "daps", "pnpdm")
 BASELINE = "observed"
 """What the observation alone gives: the pseudo-inverse or the operator's first guess."""
 
+
+SECONDS = 6.0
+"""Length of clips; that of all lines in result files that do not say by a checksum of which samples
+they are."""
 
 MGDM_STEPS = {"fast": 14, "default": 24, "best": 48}
 """Grid points of MGDM by preset."""
@@ -108,7 +113,7 @@ def restore(
 
 def run(
     prior: hub.Prior,
-    clips: Iterable[tuple[str, NDArray[np.float32]]],
+    clips: Iterable[tuple[str, str, NDArray[np.float32]]],
     output: Path,
     methods: Iterable[str],
     tasks: Iterable[str],
@@ -117,11 +122,11 @@ def run(
     dtype: torch.dtype = torch.float32,
     minutes: float | None = None,
 ) -> list[dict[str, Any]]:
-    """Does what is not in the output file yet; returns all of it.
+    """Does what is not in the output file yet; returns all of it that is of these clips.
 
     Arguments:
         prior: the prior.
-        clips: names and stems (K, T) at the prior's rate.
+        clips: names, checksums and stems (K, T) at the prior's rate.
         output: file of results, one JSON object a line.
         methods: of `METHODS`; the baseline is always there.
         tasks: of `TASKS`.
@@ -131,13 +136,14 @@ def run(
         minutes: nothing is begun after so many.
     """
     start = time.monotonic()
-    rows = [json.loads(line) for line in output.read_text().splitlines()] if output.exists() else []
+    clips = list(clips)
+    rows = _earlier(output, clips, round(SECONDS * prior.sample_rate))
     precision = str(dtype).removeprefix("torch.")
     key = ("model", "preset", "precision", "clip", "target", "task", "method")
     done = {tuple(row[k] for k in key) for row in rows}
     methods, tasks = list(methods), list(tasks)
     with output.open("a") as file:
-        for name, song in clips:
+        for name, digest, song in clips:
             length = song.shape[1] // 16 * 16
             stems = torch.from_numpy(song[:, :length])
             level = active_level(stems.sum(0), prior.sample_rate)
@@ -159,7 +165,7 @@ def run(
                         if minutes is not None and time.monotonic() - start > 60 * minutes:
                             report("out of time; the same command goes on")
                             return rows
-                        row = dict(zip(key, wanted, strict=True))
+                        row = dict(zip(key, wanted, strict=True)) | {"digest": digest}
                         row |= _scored(prior, task, sampler, tuple(stems.shape), dtype)
                         rows.append(row)
                         file.write(json.dumps(row) + "\n")
@@ -167,6 +173,17 @@ def run(
                         scores = f"LSD {row['lsd']:.2f} dB, SI-SDR {row['si_sdr']:.2f} dB"
                         report(f"{name} {what} {task_name} {method}: {scores}")
     return rows
+
+
+def _earlier(
+    output: Path, clips: Iterable[tuple[str, str, NDArray[np.float32]]], usual: int
+) -> list[dict[str, Any]]:
+    """Results in a file that are of these clips; those without a checksum are of clips of the usual
+    length."""
+    known: set[tuple[str, str | None]] = {(name, digest) for name, digest, _ in clips}
+    known.update((name, None) for name, _, song in clips if song.shape[1] == usual)
+    rows = [json.loads(line) for line in output.read_text().splitlines()] if output.exists() else []
+    return [row for row in rows if (row["clip"], row.get("digest")) in known]
 
 
 def _scored(
@@ -234,7 +251,7 @@ def table(rows: list[dict[str, Any]], what: str) -> str:
               show_default=True, help="Results; what is in it is not done again.")  # fmt: skip
 @click.option("--model", default="default", show_default=True, help="Name or folder of the prior.")
 @click.option("--clips", "count", type=click.IntRange(1), default=12, show_default=True)
-@click.option("--seconds", type=click.FloatRange(0.1), default=6.0, show_default=True)
+@click.option("--seconds", type=click.FloatRange(0.1), default=SECONDS, show_default=True)
 @click.option("--preset", type=click.Choice(["fast", "default", "best"]), default="default",
               show_default=True)  # fmt: skip
 @click.option("--methods", default=",".join(METHODS), show_default=True)
@@ -261,13 +278,12 @@ def main(
     chosen = clips(data, ClipList(count, int(seconds * prior.sample_rate), active=active))
     dtype = choose_precision(torch.device("cpu"), precision)
     rows = run(
-        prior, [(c.name, c.stems) for c in chosen], out, methods.split(","), tasks.split(","),
-        preset, lambda line: click.echo(line, err=True), dtype, minutes,
+        prior, [(c.name, c.digest, c.stems) for c in chosen], out, methods.split(","),
+        tasks.split(","), preset, lambda line: click.echo(line, err=True), dtype, minutes,
     )  # fmt: skip
-    names = {c.name for c in chosen}
-    rows = [r for r in rows if r["clip"] in names and r["preset"] == preset]
-    rows = [r for r in rows if r["model"] == prior.sha256 and r["precision"] == precision]
-    shown = f"{len(names)} clips of {seconds:g} s of {data.name}, preset `{preset}`, {precision}"
+    rows = [r for r in rows if r["preset"] == preset and r["precision"] == precision]
+    rows = [r for r in rows if r["model"] == prior.sha256]
+    shown = f"{len(chosen)} clips of {seconds:g} s of {data.name}, preset `{preset}`, {precision}"
     click.echo(f"{shown}, prior {prior.sha256[:8]}\n")
     for what in ("mix", "stem"):
         click.echo(table(rows, what) + "\n")
