@@ -92,7 +92,12 @@ def test_readme_python_parses_and_names_what_there_is(code: str) -> None:
 
 def test_readme_links_to_files_that_exist() -> None:
     for target in re.findall(r"\]\((?!https?:|#)([^)]+)\)", README):
-        assert (ROOT / target).exists(), target
+        file, _, anchor = target.partition("#")
+        assert (ROOT / file).exists(), target
+        if anchor:
+            text = (ROOT / file).read_text(encoding="utf-8")
+            titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w -]", "", t).lower().replace(" ", "-") for t in titles]
 
 
 def test_no_path_of_a_developer_and_no_huge_file() -> None:
