@@ -341,7 +341,8 @@ def _separator(request: Request, added: Added) -> tuple[Any, float]:
         options |= request.settings() | {"average": 1}
     separator = make(request.model, **options, **window_sizes(request))
     own = request.model is None and request.regressor is None
-    measured = task == "samples" and not named and own
+    usual = "preset" not in named or request.preset == DEFAULTS["samples"]["preset"]
+    measured = task == "samples" and suits and usual and own
     return separator, SPREAD_OVER_ERROR if measured else 1.0
 
 

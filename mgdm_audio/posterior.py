@@ -218,8 +218,10 @@ def described(separator: Separator, seams: str) -> dict[str, Any]:
 def _told(separator: Separator, evidence: Evidence, plan: WindowPlan) -> bool:
     """Whether windows are told the stems of the one before them, or are cross-faded: because that
     is asked for, or because the sampler could not solve what it is then told."""
-    if separator.song_settings.seams == "fade" or len(plan.starts) == 1:
-        return separator.song_settings.seams != "fade"
+    if separator.song_settings.seams == "fade":
+        return False
+    if len(plan.starts) == 1:  # nothing is told, whatever the sampler
+        return True
     seen = evidence.window(0, plan.size, torch.zeros(evidence.stems, 1))
     if isinstance(seen.operator, LinearRows):
         # A filter beside exact samples is solved by conjugate gradients, which do not come to an
