@@ -18,9 +18,8 @@ __all__ = [
     "separator_for",
 ]
 
-import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +32,7 @@ from mgdm_audio.denoise import CountingDenoiser
 from mgdm_audio.draws import SeededDraws
 from mgdm_audio.evidence import Evidence, Observed
 from mgdm_audio.operators import PointwiseOperator
-from mgdm_audio.samplers.base import Problem, Sampler
+from mgdm_audio.samplers.base import Problem
 from mgdm_audio.windows import WindowPlan, window_seed
 
 if TYPE_CHECKING:
@@ -225,20 +224,10 @@ def _told(separator: Separator, evidence: Evidence, plan: WindowPlan) -> bool:
     seen = evidence.window(0, plan.size, torch.zeros(evidence.stems, 1))
     if isinstance(seen.operator, LinearRows):
         # A filter beside exact samples is solved by conjugate gradients, which do not come to an
-        # end with it; RED-diff begins with the pseudo-inverse, which they give as well.
-        return not any(s.needs_linear or s.name == "reddiff" for s in _parts(separator.sampler))
-    # What is told has no noise, beside a recording that has; DDNM is defined for one noise level.
-    alike = not isinstance(seen.sigma_y, Tensor)
-    return alike or all(s.name != "ddnm" for s in _parts(separator.sampler))
-
-
-def _parts(sampler: Sampler) -> Iterator[Sampler]:
-    """A sampler and those that it is made of."""
-    yield sampler
-    for field in dataclasses.fields(sampler):
-        part = getattr(sampler, field.name)
-        if isinstance(part, Sampler):
-            yield from _parts(part)
+        # end with it.
+        return not separator.sampler.solves
+    # What is told has no noise, beside a recording that has.
+    return separator.sampler.takes_levels or not isinstance(seen.sigma_y, Tensor)
 
 
 def _sample(

@@ -230,6 +230,17 @@ class Sampler(ABC):
         return True
 
     @property
+    def solves(self) -> bool:
+        """Whether the observation is solved for, by a proximal step or a pseudo-inverse: products
+        with the operator and its adjoint are not enough."""
+        return self.needs_linear
+
+    @property
+    def takes_levels(self) -> bool:
+        """Whether observed channels may differ in their noise level, ``Problem.sigma_y``."""
+        return True
+
+    @property
     def takes_product(self) -> bool:
         """Whether the prior has to be a product of single-stem priors; a joint one is refused."""
         return False

@@ -76,6 +76,11 @@ class DDNM(GridSampler):
         if not 0 <= self.eta <= 1:
             raise ValueError(f"got eta = {self.eta}, expected a number in [0, 1]")
 
+    @property
+    def takes_levels(self) -> bool:
+        """See `Sampler.takes_levels`."""
+        return False
+
     def cost(self, sigma: float = math.inf) -> Cost:
         """See `DiffusionSampler.cost`."""
         return Cost(calls=len(self.grid(sigma)))

@@ -79,6 +79,16 @@ class IndependentStems(Sampler):
         """See `Sampler.needs_linear`."""
         return self.sampler.needs_linear
 
+    @property
+    def solves(self) -> bool:
+        """See `Sampler.solves`."""
+        return self.sampler.solves
+
+    @property
+    def takes_levels(self) -> bool:
+        """See `Sampler.takes_levels`."""
+        return self.sampler.takes_levels
+
     def noise_range(self, sigma: float = math.inf) -> tuple[float, float]:
         """See `DiffusionSampler.noise_range`."""
         low, high = self.sampler.noise_range(sigma)

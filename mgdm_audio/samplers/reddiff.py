@@ -97,6 +97,11 @@ class REDDiff(GridSampler):
         """See `Sampler.needs_linear`."""
         return False
 
+    @property
+    def solves(self) -> bool:
+        """See `Sampler.solves`; it begins with the pseudo-inverse of a linear operator."""
+        return True
+
     def cost(self, sigma: float = math.inf) -> Cost:
         """See `DiffusionSampler.cost`."""
         return Cost(calls=len(self.grid(sigma)))

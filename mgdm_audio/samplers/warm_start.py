@@ -91,6 +91,16 @@ class WarmStart(Sampler):
         return self.first.needs_linear or self.sampler.needs_linear
 
     @property
+    def solves(self) -> bool:
+        """See `Sampler.solves`; of either sampler."""
+        return self.first.solves or self.sampler.solves
+
+    @property
+    def takes_levels(self) -> bool:
+        """See `Sampler.takes_levels`; of both samplers."""
+        return self.first.takes_levels and self.sampler.takes_levels
+
+    @property
     def speeds(self) -> int:
         """See `Sampler.speeds`; of the first sampler."""
         return self.first.speeds
