@@ -76,14 +76,17 @@ def test_every_repository_is_pinned():
 
 
 @pytest.mark.parametrize("stem", STEMS)
-def test_a_third_of_the_recorded_sounds_are_of_soundfonts_and_some_are_computed(stem):
+def test_kinds_of_sounds_have_their_shares(stem):
     # Binomial: spread 0.012 over 1500 draws.
     share = 0.3 if stem in ("bass", "drums") else 0.05
-    for split, computed in (("train", share), ("valid", 0.0)):
+    synths = {"bass": 0.2, "drums": 0.0, "guitar": 0.1, "piano": 0.2}[stem]
+    for split, computed, played in (("train", share, synths), ("valid", 0.0, 0.0)):
         palette, rng = Palette(split), np.random.default_rng(0)
         kinds = [palette.draw(stem, rng).kind for _ in range(1500)]
-        assert np.mean([kind == "model" for kind in kinds]) == pytest.approx(computed, abs=0.05)
-        fonts = np.mean([kind == "sf2" for kind in kinds])
+        assert np.mean([kind == "zyn" for kind in kinds]) == pytest.approx(played, abs=0.05)
+        others = [kind for kind in kinds if kind != "zyn"]
+        assert np.mean([kind == "model" for kind in others]) == pytest.approx(computed, abs=0.05)
+        fonts = np.mean([kind == "sf2" for kind in others])
         assert fonts == pytest.approx((1 - computed) / 3, abs=0.05)
 
 

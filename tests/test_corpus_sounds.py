@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from recipes.corpus.sfz import flatten, missing_samples, only_keys, render_sfz, 
 from recipes.corpus.song import Layer, draw_shift
 from recipes.corpus.struck import draw_piano, strike
 from recipes.corpus.synth import RENDER_RATE
+from recipes.corpus.zyn import BAR, TICK, instrument, project, render_zyn
 
 
 def has_sfizz() -> bool:
@@ -34,6 +37,7 @@ def has_sfizz() -> bool:
 
 
 needs_sfizz = pytest.mark.skipif(not has_sfizz(), reason="needs sfizz_render (pysfizz)")
+needs_lmms = pytest.mark.skipif(shutil.which("lmms") is None, reason="needs lmms")
 
 
 def cents_off(sound: np.ndarray, pitch: float) -> float:
@@ -112,6 +116,59 @@ def test_sfz_without_its_samples_is_refused(tmp_path):
     (tmp_path / "x.sfz").write_text("<region> sample=gone.wav\n")
     with pytest.raises(MissingProgram, match="lacks 1 samples"):
         render_sfz(tmp_path / "x.sfz", np.array([[0, 1, 60, 90.0]]), RENDER_RATE)
+
+
+SINE = """<?xml version="1.0f" encoding="UTF-8"?>
+<!DOCTYPE ZynAddSubFX-data>
+<ZynAddSubFX-data version-major="2" version-minor="4" version-revision="1">
+<INSTRUMENT><INSTRUMENT_KIT><par name="kit_mode" value="0"/>
+<INSTRUMENT_KIT_ITEM id="0"><par_bool name="enabled" value="yes"/>
+<par_bool name="add_enabled" value="yes"/><ADD_SYNTH_PARAMETERS><VOICE id="0">
+<par_bool name="enabled" value="yes"/></VOICE></ADD_SYNTH_PARAMETERS></INSTRUMENT_KIT_ITEM>
+</INSTRUMENT_KIT></INSTRUMENT></ZynAddSubFX-data>
+"""
+
+
+def test_a_synthesisers_project_has_the_notes_and_the_length(tmp_path):
+    (tmp_path / "plain.xiz").write_text(SINE)
+    (tmp_path / "packed.xiz").write_bytes(gzip.compress(SINE.encode()))
+    notes = np.array([[0.5, 1.2, 60, 127], [1.5, 1.5, 72, 1.0]])
+    for name in ("plain", "packed"):
+        root = project(tmp_path / f"{name}.xiz", notes, 2 * RENDER_RATE).getroot()
+        assert len(root.findall(".//PART/INSTRUMENT/INSTRUMENT_KIT")) == 1
+        played = [dict(note.attrib) for note in root.iter("note")]
+        assert [(n["key"], n["vol"]) for n in played] == [("60", "100"), ("72", "1")]
+        for note, (start, end, *_) in zip(played, notes, strict=True):
+            assert abs(int(note["pos"]) * TICK - start) <= TICK / 2
+            assert abs(int(note["len"]) * TICK - (end - start)) <= TICK
+        ends = [int(p.get("pos", "0")) + int(p.get("len", "0")) for p in root.iter("pattern")]
+        assert 2 <= max(ends) * TICK < 2 + 2 * BAR * TICK
+
+
+def test_a_synthesisers_broken_or_absent_file_is_named(tmp_path):
+    with pytest.raises(MissingProgram, match=r"none\.xiz.*yoshimi-data"):
+        instrument(tmp_path / "none.xiz")
+    for text in ("no xml", "<ZynAddSubFX-data><MASTER>", "<ZynAddSubFX-data/>"):
+        (tmp_path / "broken.xiz").write_text(text)
+        with pytest.raises(ValueError, match=r"broken\.xiz"):
+            instrument(tmp_path / "broken.xiz")
+        instrument.cache_clear()
+
+
+@needs_lmms
+def test_synthesisers_are_in_tune_and_in_time_and_always_the_same(tmp_path):
+    (tmp_path / "sine.xiz").write_text(SINE)
+    notes = np.array([[0.5, 1.2, 60, 100], [1.5, 2.2, 69, 50]])
+    sound = render_zyn(tmp_path / "sine.xiz", notes, 3 * RENDER_RATE)
+    assert sound.shape == (3 * RENDER_RATE,)
+    assert not sound[: int(0.49 * RENDER_RATE)].any()
+    first, second = (sound[int(t * RENDER_RATE) :][: RENDER_RATE // 2] for t in (0.6, 1.6))
+    assert abs(cents_off(first, 60)) < 3
+    assert abs(cents_off(second, 69)) < 3
+    assert first.std() > 1.2 * second.std() > 0
+    assert np.array_equal(sound, render_zyn(tmp_path / "sine.xiz", notes, 3 * RENDER_RATE))
+    higher = render_zyn(tmp_path / "sine.xiz", notes, 3 * RENDER_RATE, cents=40)
+    assert abs(cents_off(higher[int(0.6 * RENDER_RATE) :][: RENDER_RATE // 2], 60) - 40) < 3
 
 
 @pytest.mark.parametrize(

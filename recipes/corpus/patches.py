@@ -17,10 +17,12 @@ TABLE = Path(__file__).parent / "sources.tsv"
 OTHERS = Path(__file__).parent / "others.tsv"  # instruments that no stem is
 SPLITS = ("train", "valid", "test")
 RARE = {"deb:opl3-soundfont": 0.3}  # chip sounds: seasoning
-BANKS = ("sf2", "gus")  # kinds whose patches are different sounds
+BANKS = ("sf2", "gus", "zyn")  # kinds whose patches are different sounds
 COMPUTED = {"bass": 0.3, "drums": 0.3, "guitar": 0.05, "piano": 0.05}
 """Share of a stem's parts that are computed: a computed piano is too near to a plucked string, and
 with more of them a network takes guitars for pianos. Of the others a third are soundfonts'."""
+SYNTHESISED = {"bass": 0.2, "guitar": 0.1, "piano": 0.2}
+"""Share of a stem's parts that a synthesiser plays; the others keep their proportions."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,11 @@ class Patch:
 
     `kind` is sf2 (patch `bank`, `program` of a soundfont), gus (`program` of a TiMidity
     configuration), sfz (an SFZ instrument or a folder of samples named for their notes), kit (a
-    folder of drum samples), voice (a speaker, by `name`, that sings) or model (computed, without a
-    file); for the last four `program` only says what General MIDI sound it is nearest to. An sfz
-    sounds its notes `transpose` semitones below what is asked, is rendered with `gain` dB and has
-    the MIDI controllers `controls` ("100=127 101=64"). Notes outside `low` to `high` are moved by
-    octaves.
+    folder of drum samples), zyn (an instrument of ZynAddSubFX), voice (a speaker, by `name`, that
+    sings) or model (computed, without a file); for the last five `program` only says what General
+    MIDI sound it is nearest to. An sfz or zyn sounds its notes `transpose` semitones below what is
+    asked; an sfz is rendered with `gain` dB and has the MIDI controllers `controls` ("100=127
+    101=64"). Notes outside `low` to `high` are moved by octaves.
     """
 
     stem: str
@@ -55,7 +57,7 @@ class Patch:
     @property
     def label(self) -> str:
         """Short name for the index: file, bank:program and name."""
-        if self.kind not in BANKS:
+        if self.kind not in ("sf2", "gus"):
             return f"{self.package.rsplit('/', 1)[-1]} {self.name}"
         return f"{Path(self.file).name} {self.bank}:{self.program} {self.name}"
 
@@ -126,7 +128,8 @@ class Palette:
             )
 
     def draw(self, stem: str, rng: np.random.Generator) -> Patch:
-        """Draw a patch: soundfont, samples or computed first, then a source, then a patch.
+        """Draw a patch: soundfont, samples, synthesiser or computed first, then a source, then a
+        patch.
 
         Sources are weighted by a power of how many patches they have: the patches of a General MIDI
         bank differ, those of a sample set are mappings of the same recordings.
@@ -139,9 +142,11 @@ class Palette:
             ]
         )
         kinds = np.array([v[0].kind for v in groups.values()])
-        kinds = np.where(np.isin(kinds, ("sf2", "model")), kinds, "samples")
+        kinds = np.where(np.isin(kinds, ("sf2", "model", "zyn")), kinds, "samples")
         played = 1 - COMPUTED[stem]
         shares = {"sf2": played / 3, "samples": 2 * played / 3, "model": COMPUTED[stem]}
+        synthesised = SYNTHESISED.get(stem, 0.0)
+        shares["zyn"] = synthesised / (1 - synthesised)  # beside the others, which add up to 1
         for kind in np.unique(kinds):
             weights[kinds == kind] *= shares[str(kind)] / weights[kinds == kind].sum()
         package = list(groups)[int(rng.choice(len(groups), p=weights / weights.sum()))]

@@ -34,6 +34,7 @@ from recipes.corpus.sfz import render_sfz
 from recipes.corpus.song import GrooveBook, Layer, Song, compose
 from recipes.corpus.synth import RENDER_RATE, soundfont
 from recipes.corpus.voices import render_voice
+from recipes.corpus.zyn import render_zyn
 from recipes.parallel import chosen_engine, engine_options, results
 
 # Rises with every change that alters audio; each line of the index records it. Version 1 let the
@@ -45,8 +46,8 @@ from recipes.parallel import chosen_engine, engine_options, results
 # note, up to the level of the note itself. Version 7 adds sources to the training split, version 8
 # computed basses, pianos and kits, and has 30 % of the training's parts computed, version 9 has
 # fewer computed guitars and pianos, version 10 no patches in training that share samples with
-# patches of the test split.
-CORPUS_VERSION = 10
+# patches of the test split. Version 11 adds synthesisers to the training split.
+CORPUS_VERSION = 11
 RATE = 22050
 LOWEST = signal.butter(2, 20.0, "highpass", fs=RENDER_RATE, output="sos")  # of any stem
 SILENT = 10 ** (-60 / 20)  # a frame of 0.1 s below this RMS is silent
@@ -82,6 +83,9 @@ def perform(layer: Layer, samples: int, rng: np.random.Generator) -> Audio:
         sound = font.render(notes, patch.bank, patch.program, size, layer.cents)
     elif patch.kind == "gus":
         sound = render_gus(patch.path, notes, patch.program, size, layer.cents)
+    elif patch.kind == "zyn":
+        notes[:, 2] += patch.transpose
+        sound = render_zyn(patch.path, notes, size, layer.cents)
     elif patch.kind == "model":
         sound = render_model(patch.name, notes, size, layer.cents, rng)
     elif patch.kind == "voice":
