@@ -19,13 +19,13 @@ from recipes.corpus.grooves import MissingProgram
 from recipes.corpus.kits import ROLES, Kit, role_of, sfz_notes
 from recipes.corpus.midi import STEMS
 from recipes.corpus.models import INSTRUMENTS, render_model
-from recipes.corpus.patches import Patch
+from recipes.corpus.patches import OTHERS, TABLE, Patch, read_patches
 from recipes.corpus.render import perform, playable
 from recipes.corpus.sfz import flatten, missing_samples, only_keys, render_sfz, sfizz
 from recipes.corpus.song import Layer, draw_shift
 from recipes.corpus.struck import draw_piano, strike
 from recipes.corpus.synth import RENDER_RATE
-from recipes.corpus.zyn import BAR, TICK, instrument, project, render_zyn
+from recipes.corpus.zyn import BAR, HIGHEST, TICK, instrument, project, render_zyn
 
 
 def has_sfizz() -> bool:
@@ -153,6 +153,11 @@ def test_a_synthesisers_broken_or_absent_file_is_named(tmp_path):
         with pytest.raises(ValueError, match=r"broken\.xiz"):
             instrument(tmp_path / "broken.xiz")
         instrument.cache_clear()
+
+
+def test_synthesisers_are_asked_no_key_that_lmms_leaves_out():
+    patches = [p for table in (TABLE, OTHERS) for p in read_patches(table) if p.kind == "zyn"]
+    assert all(0 <= p.low + p.transpose < p.high + p.transpose <= HIGHEST for p in patches)
 
 
 @needs_lmms

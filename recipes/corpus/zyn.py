@@ -31,6 +31,7 @@ TEMPO = 999  # beats a minute, the most that LMMS takes
 TICK = 60 / TEMPO / 48  # seconds
 BAR = 192  # ticks
 LIMIT = 60  # voices
+HIGHEST = 107  # MIDI key; LMMS is silent above
 PART = {
     "volume": 96,
     "panning": 64,
