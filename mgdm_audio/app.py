@@ -5,12 +5,15 @@ Needs Gradio (``pip install mgdm-audio[app]``). The page is served to this machi
 
 from __future__ import annotations
 
-__all__ = ["build", "launch"]
+__all__ = ["build", "launch", "serve"]
 
 import shutil
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import soundfile as sf
@@ -23,10 +26,22 @@ from mgdm_audio.posterior import DEFAULTS
 from mgdm_audio.separate import Separator, check_seed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, MutableMapping
+
+    Messages = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 ALONE = ("ding", "default")
 """Method and preset for a prior without a regressor."""
+
+HERE = ("127.0.0.1", "localhost", "::1")
+"""The names of this machine that no other one can have."""
+
+LARGEST = "4gb"
+"""The largest song that can be dropped: all that a WAV file can hold."""
+
+KEPT = (3600, 86400)
+"""How often, in seconds, Gradio's copies of songs and stems are looked at, and the age at which
+they are removed; the rest is when the page is stopped."""
 
 
 def _gradio() -> Any:
@@ -44,6 +59,40 @@ def _seed(number: float | None) -> int:
     if number is None:
         raise ValueError("give a seed: a whole number from 0 on")
     return check_seed(int(number))
+
+
+class OnlyHere:
+    """Middleware of a server: it answers this machine's own pages and nobody else (ASGI).
+
+    That it listens on 127.0.0.1 alone does not do it. Any website that is open in the browser can
+    post a file here: it may not see the answer, but the file is on the disk. And one that has its
+    own name point to 127.0.0.1 (DNS rebinding) can read all answers. But it is the browser that
+    writes ``Host`` and ``Origin``.
+    """
+
+    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
+        self.app = app
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Messages) -> None:
+        if scope["type"] == "lifespan" or self._ours(scope["headers"]):
+            await self.app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close"})  # not accepted before: a 403
+        else:
+            text = b"This page is for this machine alone: open it at 127.0.0.1 or localhost.\n"
+            headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(text))]
+            await send({"type": "http.response.start", "status": 403, "headers": headers})
+            await send({"type": "http.response.body", "body": text})
+
+    @staticmethod
+    def _ours(headers: list[tuple[bytes, bytes]]) -> bool:
+        hosts = [b"//" + value for name, value in headers if name == b"host"]
+        origins = [value for name, value in headers if name == b"origin"]
+        try:
+            names = [urlsplit(url.decode("latin-1")).hostname for url in (*hosts, *origins)]
+        except ValueError:  # no URL
+            return False
+        return bool(hosts) and all(name in HERE for name in names)
 
 
 class Studio:
@@ -72,6 +121,13 @@ class Studio:
     def close(self) -> None:
         """Removes what was made."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    @staticmethod
+    def discard(state: dict[str, Any] | None) -> None:
+        """Removes the files of a separation, where there is one."""
+        if state is not None:
+            Path(state["archive"]).unlink(missing_ok=True)
+            shutil.rmtree(Path(state["page"]).parent, ignore_errors=True)
 
     def separator(self, quality: str, again: bool = False) -> Separator:
         """A separator of a quality; for a stem that is drawn again, one whose draws differ."""
@@ -204,26 +260,36 @@ def build(model: str | hub.Prior | None = None, device: str = "auto", **options:
     # Gradio looks for its own object among the defaults.
     tracked = gr.Progress()
 
-    def guarded(work: Callable[..., dict[str, Any]], *arguments: Any, progress: Any) -> list[Any]:
+    def guarded(
+        previous: dict[str, Any] | None,
+        work: Callable[..., dict[str, Any]],
+        *arguments: Any,
+        progress: Any,
+    ) -> list[Any]:
         def report(done: int, total: int) -> None:
             progress(done / max(1, total), desc=f"{done} of {total} network calls")
 
         try:
-            return shown(work(*arguments, report))
+            state = work(*arguments, report)
         except (ValueError, OSError, ArithmeticError, MemoryError, RuntimeError) as error:
             raise gr.Error(" ".join(str(error).split()), print_exception=False) from error
+        # What the page has of it are Gradio's copies.
+        studio.discard(previous)
+        return shown(state)
 
-    def separate(path: str | None, quality: str, seed: float, progress: Any = tracked) -> list[Any]:
-        return guarded(studio.separate, path, quality, seed, progress=progress)
+    def separate(
+        state: Any, path: str | None, quality: str, seed: float, progress: Any = tracked
+    ) -> list[Any]:
+        return guarded(state, studio.separate, path, quality, seed, progress=progress)
 
     def redraw(
         state: Any, stem: str, quality: str, seed: float, progress: Any = tracked
     ) -> list[Any]:
-        return guarded(studio.redraw, state, stem, quality, seed, progress=progress)
+        return guarded(state, studio.redraw, state, stem, quality, seed, progress=progress)
 
-    with gr.Blocks(title="mgdm-audio", analytics_enabled=False) as blocks:
+    with gr.Blocks(title="mgdm-audio", analytics_enabled=False, delete_cache=KEPT) as blocks:
         gr.Markdown("# mgdm-audio\nDrop a song; it becomes " + ", ".join(names) + ".")
-        state = gr.State(None)
+        state = gr.State(None, delete_callback=studio.discard)
         with gr.Row():
             song = gr.File(label="Song (WAV, FLAC, OGG or MP3)", type="filepath", elem_id="song")
             with gr.Column():
@@ -244,10 +310,26 @@ def build(model: str | hub.Prior | None = None, device: str = "auto", **options:
             interactive=False, elem_id="files",
         )  # fmt: skip
         outputs = [state, said, *players, files]
-        start.click(separate, [song, quality, seed], outputs)
-        again.click(redraw, [state, stem, quality, new_seed], outputs)
+        # One at a time, of both together: they share the machine, and the count of takes.
+        start.click(separate, [state, song, quality, seed], outputs, concurrency_id="work")
+        again.click(redraw, [state, stem, quality, new_seed], outputs, concurrency_id="work")
     blocks.studio = studio
     return blocks
+
+
+def serve(blocks: Any, **options: Any) -> str:
+    """Serves a page of `build` to this machine alone; returns its address.
+
+    Arguments:
+        options: other ones of Gradio's ``launch``.
+    """
+    from starlette.middleware import Middleware  # comes with Gradio
+
+    _, address, _ = blocks.queue().launch(
+        server_name=HERE[0], share=False, allowed_paths=[str(blocks.studio.folder)],
+        max_file_size=LARGEST, app_kwargs={"middleware": [Middleware(OnlyHere)]}, **options,
+    )  # fmt: skip
+    return str(address)
 
 
 def launch(model: str | None, device: str, port: int, browser: bool) -> None:
@@ -259,9 +341,17 @@ def launch(model: str | None, device: str, port: int, browser: bool) -> None:
     """
     blocks = build(model, device)
     try:
-        blocks.queue().launch(
-            server_name="127.0.0.1", server_port=port, inbrowser=browser, share=False,
-            allowed_paths=[str(blocks.studio.folder)],
-        )  # fmt: skip
+        serve(blocks, server_port=port, inbrowser=browser, prevent_thread_lock=True)
+        with suppress(KeyboardInterrupt):
+            _wait(blocks)
     finally:
+        # Gradio, left to stop by itself, waits five seconds for the streams of pages that are
+        # still open, and gives up before it removes its copies. This ends the streams.
+        blocks.close()
         blocks.studio.close()
+
+
+def _wait(blocks: Any) -> None:
+    """Until somebody stops the server."""
+    while blocks.is_running:
+        time.sleep(0.2)

@@ -1,17 +1,20 @@
-"""What stands behind options: stems with files, other mixes, intervals; and how errors are told."""
+"""What stands behind options: numbers, stems with files, other mixes; and how errors are told."""
 
 from __future__ import annotations
 
 __all__ = [
+    "Finite",
     "check_preset",
     "gains",
     "gains_text",
     "interval",
     "intervals",
+    "made",
     "names",
     "pairs",
     "reported",
     "stem",
+    "write_floats",
     "write_json",
 ]
 
@@ -26,7 +29,22 @@ import click
 
 from mgdm_audio import STEMS, samplers
 from mgdm_audio.engine import EngineError
-from mgdm_audio.terminal import printable, warning_line
+from mgdm_audio.model_info import ModelError
+from mgdm_audio.terminal import printable, said, warning_line
+
+
+class Finite(click.FloatRange):
+    """A number within a range; infinity and NaN, which every range of click's has in it, are not
+    numbers here."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """See :meth:`click.ParamType.convert`."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
 
 
 @contextmanager
@@ -37,12 +55,27 @@ def reported() -> Iterator[None]:
     except KeyboardInterrupt:
         click.echo("\ninterrupted; nothing partial is left", err=True)
         raise SystemExit(130) from None
-    except (click.exceptions.Exit, click.Abort):
-        raise  # they are RuntimeErrors
+    except (click.exceptions.Exit, click.Abort, BrokenPipeError):
+        # They are RuntimeErrors; and click ends in silence where nobody reads on, as `head` does.
+        raise
     except (
         ValueError, OSError, ArithmeticError, MemoryError, ImportError, RuntimeError, EngineError,
     ) as error:  # fmt: skip
-        raise click.ClickException(printable(" ".join(str(error).split()))) from error
+        raise click.ClickException(printable(said(error))) from error
+
+
+@contextmanager
+def made() -> Iterator[None]:
+    """Around the making of a separator of a command's options: what it refuses is wrong usage, but
+    for a model or a device that is not there."""
+    try:
+        yield
+    except ValueError as error:
+        from mgdm_audio.separate import DeviceError  # it imports torch
+
+        if isinstance(error, (ModelError, DeviceError)):
+            raise
+        raise click.UsageError(printable(said(error))) from error
 
 
 def names(text: str) -> list[str]:
@@ -105,8 +138,13 @@ def interval(text: str) -> tuple[float, float]:
     """START-STOP, in seconds."""
     try:
         start, stop = map(float, text.split("-"))
+        if not 0 <= start < stop < math.inf:
+            raise ValueError(text)
     except ValueError:
-        raise click.UsageError(f"got '{text}', expected seconds, as 12.5-12.8") from None
+        raise click.UsageError(
+            f"got '{text}', expected START-STOP in seconds, the first before the second, as "
+            "12.5-12.8"
+        ) from None
     return start, stop
 
 
@@ -135,6 +173,17 @@ def stem(path: Path, rate: int) -> Any:
     for warning in read.warnings:
         click.echo(printable(warning_line(path, warning)), err=True)
     return read.samples
+
+
+def write_floats(path: Path, samples: Any, rate: int, subtype: str) -> None:
+    """A recording (C, T) as a WAV file, FLOAT or DOUBLE."""
+    import soundfile as sf
+
+    from mgdm_audio import write
+
+    with open(path, "wb") as file:  # of names soundfile takes text alone
+        sf.write(file, samples.T, rate, subtype, format="WAV")
+    write.clear_time_stamp(path)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -27,6 +27,8 @@ ACCEPTED = "WAV, FLAC, OGG or MP3"
 BLOCK = 1 << 16
 """Frames read or written at a time."""
 
+_MORE_THAN_SINGLE = ("PCM_32", "ALAC_32", "DOUBLE")
+
 
 class AudioError(ValueError):
     """A file or an array that cannot be used as audio; the message names it and says why."""
@@ -38,7 +40,7 @@ class Recording:
 
     Attributes:
         samples: the signal, with shape (C, T), full scale at 1; float32, or float64 where the
-            file holds more than 24 significant bits (PCM_32, DOUBLE).
+            file holds more than 24 significant bits (PCM_32, ALAC_32, DOUBLE).
         sample_rate: in hertz.
         subtype: libsndfile's name of the sample format, such as ``PCM_16``.
         warnings: what a user should know about the file, in sentences (truncation).
@@ -74,7 +76,7 @@ class AudioFile:
         channels: number of channels C.
         subtype: libsndfile's name of the sample format.
         dtype: of the blocks: float32, or float64 where the file holds more than 24 significant
-            bits (PCM_32, DOUBLE).
+            bits (PCM_32, ALAC_32, DOUBLE).
         declared: frames that the part has if the header is right; not to be trusted.
         warnings: known after the blocks were read once, see :func:`read`.
 
@@ -101,7 +103,7 @@ class AudioFile:
         with _opened(self.path) as file:
             self.sample_rate, self.channels = file.samplerate, file.channels
             self.subtype = file.subtype
-            self.dtype = "float64" if file.subtype in ("PCM_32", "DOUBLE") else "float32"
+            self.dtype = "float64" if file.subtype in _MORE_THAN_SINGLE else "float32"
             first, limit = self._part()
             frames = _count(file) if _unknown_length(file) else file.frames
             self.declared = max(0, min(limit, frames - first))

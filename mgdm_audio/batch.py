@@ -45,40 +45,46 @@ def run(
     """
     waiting = iter(songs)
     active: list[Song] = []
-    apart = False
+    apart: list[Song] = []
     try:
         while True:
+            # Or its traceback would keep the tensors of the batch that failed.
+            error: BaseException | None = None
+            # Each song of such a batch by itself, once: the one that it failed for fails alone, and
+            # the others fill batches again.
             jobs: list[Job] = []
-            for song in active:
-                jobs += song.ready(batch - len(jobs))
-            while len(jobs) < batch:
-                following = next(waiting, None)
-                if following is None:
-                    break
-                if following.complete:
-                    yield following, None
-                    continue
-                active.append(following)
-                jobs += following.ready(batch - len(jobs))
+            while apart and not jobs:
+                jobs = apart.pop(0).ready(batch)
+            if not jobs:
+                for song in active:
+                    jobs += song.ready(batch - len(jobs))
+                while len(jobs) < batch:
+                    following = next(waiting, None)
+                    if following is None:
+                        break
+                    if following.complete:
+                        yield following, None
+                        continue
+                    active.append(following)
+                    jobs += following.ready(batch - len(jobs))
             if not jobs:
                 for song in active:
                     yield song, RuntimeError("windows were lost; run again with --resume")
                 return
-            jobs = _alike(jobs, apart)
+            jobs = _alike(jobs)
             error = _draw(draw, jobs)
-            several = len({id(job.song) for job in jobs}) > 1
+            drawn = list(dict.fromkeys(job.song for job in jobs))
             # Of a batch that failed in the end, some may be there.
-            for song in dict.fromkeys(job.song for job in jobs):
+            for song in drawn:
                 if song.complete:
                     active.remove(song)
                     yield song, None
             if error is None:
-                apart = False
                 continue
             if _is_out_of_memory(error) and len(jobs) > 1:
                 batch = len(jobs) // 2
-            elif several:
-                apart = True
+            elif len(drawn) > 1:
+                apart = [song for song in drawn if not song.complete]
             else:
                 active.remove(jobs[0].song)
                 yield jobs[0].song, _explained(error)
@@ -107,11 +113,12 @@ def _draw(draw: Draw, jobs: list[Job]) -> BaseException | None:
             spent = (counted * len(own) // len(jobs) for counted in (calls, vjps))
             song.spent(len(own), *spent)
     except Exception as error:
-        return error
+        # The traceback keeps what the sampler held, which the next try has to have room for.
+        return error.with_traceback(None) if _is_out_of_memory(error) else error
     return None
 
 
-def _alike(jobs: list[Job], apart: bool) -> list[Job]:
+def _alike(jobs: list[Job]) -> list[Job]:
     """Those of the jobs that can go with the first one."""
     first = jobs[0]
     return [
@@ -119,7 +126,7 @@ def _alike(jobs: list[Job], apart: bool) -> list[Job]:
         for job in jobs
         if len(job.mix) == len(first.mix)
         and (job.known is None) == (first.known is None)
-        and (job.song is first.song or not (apart or first.song.settings.other is not None))
+        and (job.song is first.song or first.song.settings.other is None)
     ]
 
 

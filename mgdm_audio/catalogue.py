@@ -7,7 +7,7 @@ differently never lie together. A second call does what is missing or has failed
 
 from __future__ import annotations
 
-__all__ = ["Catalogue", "Files", "Summary", "plan", "run"]
+__all__ = ["Catalogue", "Files", "OptionsError", "Summary", "plan", "run"]
 
 import inspect
 import json
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from mgdm_audio.cost import QUALITIES
 from mgdm_audio.engine import Engine, Failed, run_all
 from mgdm_audio.manifest import OK, Manifest, Record
+from mgdm_audio.model_info import ModelError
 from mgdm_audio.places import Place, join
 from mgdm_audio.songrun import (
     MANIFEST,
@@ -47,6 +48,10 @@ FULL_DISKS = 5
 """Songs in a row, for each worker, that find no room before a run stops."""
 
 _ASKING = 16  # files whose state is asked for at the same time
+
+
+class OptionsError(ValueError):
+    """Options that a separator refuses, whatever the songs."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +121,9 @@ def plan(
             not replace them.
 
     Raises:
-        ValueError: for settings that a separator refuses, songs that ask for what cannot be, and
-            a run's folder whose ``settings.json`` was changed.
+        OptionsError: for options that a separator refuses.
+        ValueError: for a song's settings that it refuses, a model that there is not, songs that
+            ask for what cannot be, and a run's folder whose ``settings.json`` was changed.
         OSError: if the output cannot be read.
     """
     output = Place(output).url
@@ -132,9 +138,11 @@ def plan(
         try:
             run = _run(output, changed, files, build)
         except ValueError as error:
-            if not members[0].settings:
+            if members[0].settings:
+                raise ValueError(f"{members[0].path}: {error}") from error
+            if isinstance(error, ModelError):
                 raise
-            raise ValueError(f"{members[0].path}: {error}") from error
+            raise OptionsError(str(error)) from error
         # Options that differ may say the same: a quality, or all that it stands for.
         if run.fingerprint in [earlier.fingerprint for earlier in runs]:
             raise ValueError(

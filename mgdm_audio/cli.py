@@ -46,7 +46,7 @@ def models(as_json: bool) -> None:
     try:
         found = hub.models()
     except (ValueError, OSError) as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(printable(error)) from error
     if as_json:
         click.echo(json.dumps([info.config for info in found], indent=2))
         return
@@ -57,8 +57,9 @@ def models(as_json: bool) -> None:
         click.echo(
             f"{info.name}  {info.kind}  {info.sample_rate} Hz  "
             f"{info.parameters / 1e6:.1f} M parameters  "
-            f"{info.licence}\n    {info.summary}\n    {score}\n    {info.path}"
+            f"{info.licence}\n    {info.summary}\n    {score}"
         )
+        click.echo(b"    " + os.fsencode(info.path))
 
 
 @cli.command()
@@ -103,7 +104,8 @@ def evaluate(
         progress.close()
         for line in failed:
             click.echo(printable(line), err=True)
-    click.echo(_json(result.to_dict()) if as_json else result.to_markdown(), nl=as_json)
+    text = _json(result.to_dict()) if as_json else printable(result.to_markdown())
+    click.echo(text, nl=as_json)
     sys.exit(1 if failed else 0)
 
 

@@ -64,9 +64,9 @@ class Asked:
               "one a GPU, or one a processor core.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True,
               help="Threads of a worker; the last bits of its stems depend on them.")  # fmt: skip
-@click.option("--gpu-share", type=click.FloatRange(0, 1), metavar="SHARE",
-              help="Of a GPU that a worker on a cluster takes. By default 1 where there are any "
-              "(and --device is not cpu), else 0.")  # fmt: skip
+@click.option("--gpu-share", type=arguments.Finite(0, 1), metavar="SHARE",
+              help="Of a GPU that a worker takes, with --engine ray. By default 1 where there are "
+              "any (and --device is not cpu), else 0.")  # fmt: skip
 @click.option("--group", type=click.IntRange(1), metavar="N", help="Songs that go to a worker "
               "together, to fill its batches. By default 1, and --batch on GPUs.")  # fmt: skip
 @click.option("--scratch", metavar="FOLDER", help="For what is not finished, on each worker's "
@@ -89,8 +89,9 @@ def separate_catalogue(**options: Any) -> None:
     mgdm-audio separate-catalogue songs.csv -o s3://bucket/stems --engine ray --quality fast
     """
     asked = Asked(**{field.name: options.pop(field.name) for field in fields(Asked)})
-    request = _request(options)
     with _reported():
+        request = _request(options)
+        _check(asked, request)
         sys.exit(_run(asked, request))
 
 
@@ -106,6 +107,19 @@ def _request(options: dict[str, Any]) -> Request:
     return with_quality(request)
 
 
+def _check(asked: Asked, request: Request) -> None:
+    """Refuses options of this command that would make no difference."""
+    if asked.gpu_share is None:
+        return
+    if asked.engine != "ray":
+        raise click.UsageError(
+            "--gpu-share needs --engine ray; local workers share the GPUs, however many --workers "
+            "there are"
+        )
+    if request.device == "cpu":
+        raise click.UsageError("--gpu-share and --device cpu exclude each other")
+
+
 def _run(asked: Asked, request: Request) -> int:
     from mgdm_audio import catalogue
     from mgdm_audio.run import separator_options
@@ -116,7 +130,7 @@ def _run(asked: Asked, request: Request) -> int:
     songs = find_songs(asked.source, asked.output)
     options = separator_options(request)
     device, batch = options.pop("device"), options.pop("batch")
-    options["precision"], gpus = _here(device, options["precision"])
+    options["precision"], gpus = _here(asked.engine, device, options["precision"])
     engine: Engine | None = None
     if not asked.dry_run:
         engine, gpus = _engine(asked, device, gpus)
@@ -125,10 +139,13 @@ def _run(asked: Asked, request: Request) -> int:
         tuple(output_names(request)), asked.seed, request.start, request.duration,
         request.container, request.bits,
     )  # fmt: skip
-    todo = catalogue.plan(
-        songs, asked.output, options, files, asked.group or (batch if gpus else 1),
-        keep=() if request.regressor is None else ("regressor",),
-    )  # fmt: skip
+    try:
+        todo = catalogue.plan(
+            songs, asked.output, options, files, asked.group or (batch if gpus else 1),
+            keep=() if request.regressor is None else ("regressor",),
+        )  # fmt: skip
+    except catalogue.OptionsError as error:
+        raise click.UsageError(printable(error)) from error
     if not request.quiet or asked.dry_run:
         click.echo(f"{len(songs)} songs, {todo.done} done, {todo.songs} to do", err=True)
     code = 0
@@ -151,14 +168,25 @@ def _run(asked: Asked, request: Request) -> int:
     return code
 
 
-def _here(device: str, precision: str) -> tuple[str, int]:
+def _here(engine: str, device: str, precision: str) -> tuple[str, int]:
     """The precision by its own name, and the GPUs of this machine that may be used."""
+    if engine == "ray" and precision in ("float32", "bfloat16"):
+        return precision, 0  # nothing is decided here, and the device need not be here
+
     import torch
 
     from mgdm_audio.precision import choose_precision
-    from mgdm_audio.separate import resolve_device
+    from mgdm_audio.separate import DeviceError, resolve_device
 
-    place = resolve_device(device)
+    try:
+        place = resolve_device(device)
+    except DeviceError as error:
+        if engine != "ray":
+            raise
+        raise DeviceError(
+            f"{error}, or, if the workers have it, name --precision float32 or bfloat16, which is "
+            "otherwise decided here"
+        ) from error
     chosen = str(choose_precision(place, precision)).removeprefix("torch.")
     named_one = place.index is not None
     gpus = 0 if place.type != "cuda" else 1 if named_one else torch.cuda.device_count()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 __all__ = ["app", "generate", "repair"]
 
+import itertools
+import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +46,11 @@ def _common(command: Any) -> Any:
 @click.option("--for", "wanted", metavar="A,B", help="Stems to write; by default all that are not "
               "given.")  # fmt: skip
 @click.option("--silent", metavar="A,B", help="Stems that do not play.")
-@click.option("--seconds", type=click.FloatRange(0, min_open=True), default=12.0,
+@click.option("--seconds", type=arguments.Finite(0, min_open=True), default=12.0,
               show_default=True, help="Length, where nothing is given.")  # fmt: skip
 @click.option(
     "--level",
-    type=click.FloatRange(-80, 0),
+    type=arguments.Finite(-80, 0),
     metavar="DB",
     help="RMS level of the whole mix; by default as loud as the given stems suggest.",
 )
@@ -63,17 +66,16 @@ def generate(
     mgdm-audio generate --seconds 20 --seed 3 -o out
     """
     import numpy as np
-    import soundfile as sf
 
     from mgdm_audio import audio, conditional, write
     from mgdm_audio.cli_separate import check_writable
 
-    files, quiet = arguments.pairs(given), arguments.names(silent or "")
-    names = arguments.names(wanted) if wanted else None
-    made = names or [name for name in STEMS if name not in (*files, *quiet)]
-    paths = [output / f"{name}.wav" for name in made]
-    paths.append(output / "settings.json")
     with arguments.reported():
+        files, quiet = arguments.pairs(given), arguments.names(silent or "")
+        names = arguments.names(wanted) if wanted else None
+        made = _to_write(files, quiet, names)
+        paths = [output / f"{name}.wav" for name in made]
+        paths.append(output / "settings.json")
         there = [path for path in paths if path.exists()]
         if there and not options["overwrite"]:
             raise ValueError(f"{there[0]} exists; use --overwrite")
@@ -85,16 +87,16 @@ def generate(
         rate = next(iter(rates.values()), separator.prior.sample_rate)
         stems = {name: arguments.stem(path, rate) for name, path in files.items()}
         progress = Progress("generating", options["quiet"])
-        result = conditional.generate(
-            separator, stems, seconds, rate, [options["seed"]], names,
-            quiet, None if level is None else 10 ** (level / 20), progress,
-        )  # fmt: skip
-        progress.close()
+        try:
+            result = conditional.generate(
+                separator, stems, seconds, rate, [options["seed"]], names,
+                quiet, None if level is None else 10 ** (level / 20), progress,
+            )  # fmt: skip
+        finally:
+            progress.close()
         with write.staged(paths) as temporary:
             for name, path in zip(made, temporary[:-1], strict=True):
-                x = np.atleast_2d(result.draws[0][name]).T
-                sf.write(path, x, rate, "FLOAT", format="WAV")
-                write.clear_time_stamp(path)
+                arguments.write_floats(path, np.atleast_2d(result.draws[0][name]), rate, "FLOAT")
             arguments.write_json(temporary[-1], {
                 "seed": options["seed"], "given": {n: str(p) for n, p in files.items()},
                 "settings": result.settings,
@@ -102,7 +104,7 @@ def generate(
     for warning in result.warnings:
         click.echo(printable(f"warning: {warning}"), err=True)
     for path in paths[:-1]:
-        click.echo(printable(path))
+        click.echo(os.fsencode(path))
 
 
 @click.command()
@@ -118,8 +120,8 @@ def generate(
 )
 @click.option("--dropouts", is_flag=True, help="Fill in runs of digital silence.")
 @click.option("--clipped", is_flag=True, help="Undo clipping; the level is looked for.")
-@click.option("--clip-level", type=click.FloatRange(0, min_open=True), help="The level.")
-@click.option("--lowpass", type=click.FloatRange(0, min_open=True), metavar="HZ",
+@click.option("--clip-level", type=arguments.Finite(0, min_open=True), help="The level.")
+@click.option("--lowpass", type=arguments.Finite(0, min_open=True), metavar="HZ",
               help="Add what is missing above this frequency.")  # fmt: skip
 @click.option("--bits", type=click.IntRange(2, 16), help="Undo rounding to so many bits.")
 @click.option("--stem", type=click.Choice(STEMS), help="FILE is this stem, not a mix.")
@@ -154,10 +156,8 @@ def repair(
             f"'{output}' must end in .wav: a repair is a WAV file of floats",
             param_hint="'-o'",
         )
-    if output.exists() and not options["overwrite"]:
-        raise click.ClickException(f"{output} exists; use --overwrite")
+    gaps = [arguments.interval(text) for text in gap]
     import numpy as np
-    import soundfile as sf
 
     from mgdm_audio import audio, hub, write
     from mgdm_audio import repair as repairs
@@ -165,9 +165,10 @@ def repair(
 
     kind = next(name for name, asked in kinds.items() if asked)
     with arguments.reported():
+        if output.exists() and not options["overwrite"]:
+            raise ValueError(f"{output} exists; use --overwrite")
         check_writable(output.parent)
         recording = audio.read(file)
-        gaps = [arguments.interval(text) for text in gap]
         if mask is not None:
             gaps += arguments.intervals(mask, recording.sample_rate, recording.samples.shape[1])
         separator = _made(options, repairs.METHODS[kind])
@@ -175,26 +176,27 @@ def repair(
         splits = kind == "gap" and stem is None and not options["method"] and not options["model"]
         regressor = hub.load_regressor("regressor", separator.device) if splits else None
         progress = Progress(file.name, options["quiet"])
-        result = repairs.repair(
-            separator, recording.samples, recording.sample_rate, kind, [options["seed"]],
-            stem=stem, gaps=gaps or None, level=clip_level,
-            cutoff=lowpass, bits=bits, way="draw" if options["method"] else None,
-            regressor=regressor, callback=progress,
-        )  # fmt: skip
-        progress.close()
+        try:
+            result = repairs.repair(
+                separator, recording.samples, recording.sample_rate, kind, [options["seed"]],
+                stem=stem, gaps=gaps or None, level=clip_level,
+                cutoff=lowpass, bits=bits, way="draw" if options["method"] else None,
+                regressor=regressor, callback=progress,
+            )  # fmt: skip
+        finally:
+            progress.close()
         share = float(np.mean(result.damaged))
         with write.staged([output]) as (path,):
             # Repaired peaks go beyond full scale: no format with integers has room for them.
             kept = result.samples[0]
             subtype = "DOUBLE" if kept.dtype == np.float64 else "FLOAT"
-            sf.write(path, kept.T, recording.sample_rate, subtype, format="WAV")
-            write.clear_time_stamp(path)
+            arguments.write_floats(path, kept, recording.sample_rate, subtype)
     for warning in (*recording.warnings, *result.warnings):
         click.echo(printable(warning_line(file, warning)), err=True)
     if not options["quiet"]:
         click.echo(f"{100 * share:.2f} % of the samples were in question: {result.way}",
                    err=True)  # fmt: skip
-    click.echo(printable(output))
+    click.echo(os.fsencode(output))
 
 
 @click.command()
@@ -213,6 +215,20 @@ def app(port: int, model: str | None, device: str, no_browser: bool) -> None:
         page.launch(model, device, port, not no_browser)
 
 
+def _to_write(
+    given: Collection[str], silent: Collection[str], wanted: list[str] | None
+) -> list[str]:
+    """The stems that are asked for; refuses one that is to be two things."""
+    roles = (("--given", given), ("--silent", silent), ("--for", wanted or ()))
+    for (one, first), (other, second) in itertools.combinations(roles, 2):
+        if both := [name for name in first if name in second]:
+            raise click.UsageError(f"{one} and {other} both name {both[0]}; leave it out of one")
+    made = wanted or [name for name in STEMS if name not in (*given, *silent)]
+    if not made:
+        raise click.UsageError("--given and --silent leave no stem to draw; name fewer")
+    return made
+
+
 def _made(options: dict[str, Any], default: tuple[str, str]) -> Any:
     from mgdm_audio.separate import Separator
 
@@ -222,7 +238,8 @@ def _made(options: dict[str, Any], default: tuple[str, str]) -> Any:
         arguments.check_preset(method, preset)
     elif options["preset"] is not None:
         raise click.UsageError("--preset needs --method, whose settings it names")
-    return Separator(
-        options["model"], method, preset, device=options["device"],
-        precision=options["precision"],
-    )  # fmt: skip
+    with arguments.made():
+        return Separator(
+            options["model"], method, preset, device=options["device"],
+            precision=options["precision"],
+        )  # fmt: skip

@@ -5,8 +5,10 @@ from __future__ import annotations
 __all__ = ["ADDED", "Added", "run_added"]
 
 import functools
+import os
 import re
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,12 @@ from mgdm_audio.tree import Input, find_inputs, track_name
 if TYPE_CHECKING:
     from mgdm_audio.cli_separate import Request
     from mgdm_audio.uncertainty import Uncertainty
+
+_TAKEN = (
+    "files", "output", "model", "regressor", "method", "preset", "quality", "average", "warm_start",
+    "warm_sigma", "seed", "window", "overlap", "batch", "device", "precision", "overwrite", "quiet",
+)  # fmt: skip
+"""Options of ``separate`` that go with those below."""
 
 ADDED = [
     click.option("--samples", type=click.IntRange(2, 1000), metavar="N",
@@ -39,16 +47,12 @@ ADDED = [
                  help="Folder with the stems that --redo starts from."),
     click.option("--report", "page", is_flag=True, help="Write a web page to hear and see the "
                  "result; with several samples, how sure it is. This and the options above write "
-                 "whole stems as WAV, and go with what decides the sampler, --seed, --window, "
-                 "--overlap, --device, --precision and --overwrite."),
+                 "whole stems as WAV. Of the other options they go with "
+                 + ", ".join("--" + name.replace("_", "-") for name in _TAKEN if name != "files")
+                 + " alone "
+                 "(--average with --report, where nothing else is asked)."),
 ]  # fmt: skip
 """Options of ``separate``, in the order in which --help lists them."""
-
-_TAKEN = (
-    "files", "output", "model", "regressor", "method", "preset", "quality", "average", "warm_start",
-    "warm_sigma", "seed", "window", "overlap", "batch", "device", "precision", "overwrite", "quiet",
-)  # fmt: skip
-"""Options of ``separate`` that go with those."""
 
 _SUM = 1e-3
 """How far stems that --redo starts from may miss their song, of its peak: they may have 16 bits."""
@@ -133,8 +137,7 @@ def run_added(request: Request, added: Added) -> int:
         todo.append((item.path, folder))
     if not todo:
         return 1
-    with arguments.reported():
-        separator, measured = _separator(request, added)
+    separator, measured = _separator(request, added)
     for file, folder in todo:
         progress = Progress(file.name, request.quiet)
         try:
@@ -144,6 +147,7 @@ def run_added(request: Request, added: Added) -> int:
             click.echo("\ninterrupted; finished songs are kept, nothing partial is left", err=True)
             return 130
         except (ValueError, OSError, ArithmeticError, RuntimeError, MemoryError) as error:
+            progress.close()
             click.echo(printable(error_line(file, error)), err=True)
             failed += 1
             continue
@@ -158,7 +162,7 @@ def run_added(request: Request, added: Added) -> int:
             text = f"{file}: {made['method']} ({made['preset']}), seeds {_ranges(asked.seeds)}"
             click.echo(printable(text), err=True)
         for path in written:
-            click.echo(printable(path))
+            click.echo(os.fsencode(path))
     return 1 if failed else 0
 
 
@@ -280,14 +284,15 @@ def _separate(
 def _tidy(folder: Path, needed: Collection[Path]) -> None:
     """Removes what an earlier call wrote there of other draws, which does not go with these; not
     what is needed: written now, or read."""
-    places = [folder, *(p for p in folder.iterdir() if re.fullmatch(r"seed-\d+|mean", p.name))]
+    drawn = [p for p in folder.iterdir() if re.fullmatch(r"seed-\d+|mean", p.name) and p.is_dir()]
+    places = [folder, *drawn]
     names = [f"{name}.wav" for name in STEMS]
     old = [place / name for place in places for name in names]
     for path in (*old, folder / "uncertainty.json", folder / "report.html"):
-        if path.resolve() not in needed:
+        if path.resolve() not in needed and not path.is_dir():
             path.unlink(missing_ok=True)
-    for place in places[1:]:
-        if not any(place.iterdir()):
+    for place in drawn:
+        with suppress(OSError):  # something else lies there, or it is a link
             place.rmdir()
 
 
@@ -339,7 +344,8 @@ def _separator(request: Request, added: Added) -> tuple[Any, float]:
                 raise click.UsageError(f"--preset {request.preset} needs --method")
     else:
         options |= request.settings() | {"average": 1}
-    separator = make(request.model, **options, **window_sizes(request))
+    with arguments.made():
+        separator = make(request.model, **options, **window_sizes(request))
     own = request.model is None and request.regressor is None
     usual = "preset" not in named or request.preset == DEFAULTS["samples"]["preset"]
     measured = task == "samples" and suits and usual and own

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import string
 import sys
@@ -142,12 +141,12 @@ def _options(command: Any) -> Any:
                          "of its own, instead of sharing it out."),
             click.option("--other", is_flag=True, help="A fifth stem, called other, for what the "
                          "four are not: voices, strings, winds."),
-            click.option("--other-level", type=click.FloatRange(-100, 20), default=LEVEL,
+            click.option("--other-level", type=arguments.Finite(-100, 20), default=LEVEL,
                          show_default=True, metavar="DB",
                          help="How much of the mix it may be beforehand, in each band."),
-            click.option("--start", type=click.FloatRange(0), default=0.0, show_default=True,
+            click.option("--start", type=arguments.Finite(0), default=0.0, show_default=True,
                          metavar="SECONDS", help="Begin there."),
-            click.option("--duration", type=click.FloatRange(0, min_open=True),
+            click.option("--duration", type=arguments.Finite(0, min_open=True),
                          metavar="SECONDS", help="Separate no more than this."),
             click.option("--format", "container", type=click.Choice(["wav", "flac"]),
                          default="wav", show_default=True, help="File format."),
@@ -173,7 +172,7 @@ def _options(command: Any) -> Any:
             click.option("--warm-start", metavar="METHOD[:PRESET]", help="Begin with the stems of "
                          "this method, by default of its preset fast, plus noise of level "
                          "--warm-sigma."),
-            click.option("--warm-sigma", type=click.FloatRange(0, min_open=True), metavar="LEVEL",
+            click.option("--warm-sigma", type=arguments.Finite(0, min_open=True), metavar="LEVEL",
                          help="Noise that is added to the start: 0.03 keeps nearly all of it, 1 "
                          "little (a mix has an RMS of some 0.07)."),
             click.option("--independent", is_flag=True, help="Take the stems as independent of "
@@ -184,9 +183,9 @@ def _options(command: Any) -> Any:
             click.option("--seams", type=click.Choice(["condition", "fade"]),
                          help="Windows are told the stems of the one before, or drawn apart and "
                          "cross-faded. By default the first, where the method can."),
-            click.option("--window", type=click.FloatRange(0, min_open=True), metavar="SECONDS",
+            click.option("--window", type=arguments.Finite(0, min_open=True), metavar="SECONDS",
                          help="Length of a window; shorter ones need less memory."),
-            click.option("--overlap", type=click.FloatRange(0), metavar="SECONDS",
+            click.option("--overlap", type=arguments.Finite(0), metavar="SECONDS",
                          help="What windows share, at most half of one."),
             click.option("--batch", type=click.IntRange(1), metavar="N",
                          help="Windows at a time on a GPU, by default 8; a CPU takes one."),
@@ -239,9 +238,13 @@ def separate(**options: Any) -> None:
     """
     added = Added(**{name: options.pop(name) for name in Added.__dataclass_fields__})
     request = Request(**options)
-    check_options(request)
-    if added.any:
-        sys.exit(run_added(request, added))
+    with arguments.reported():
+        check_options(request)
+        sys.exit(run_added(request, added) if added.any else _run(request))
+
+
+def _run(request: Request) -> int:
+    """Does what was asked; returns the exit code."""
     check_regressor(request)
     request = with_quality(request)
     names = output_names(request)
@@ -252,7 +255,7 @@ def separate(**options: Any) -> None:
 
     from mgdm_audio import run
 
-    sys.exit(run.run(request, tasks, failed=[argument for argument, _ in errors]))
+    return run.run(request, tasks, failed=[argument for argument, _ in errors])
 
 
 def _named(*options: str) -> list[str]:
@@ -277,10 +280,9 @@ def check_options(request: Request) -> None:
         raise click.UsageError(f"--quality decides --{name}; give one of them")
     if (request.warm_start is None) != (request.warm_sigma is None):
         raise click.UsageError("--warm-start and --warm-sigma go together; give both")
+    if _named("other_level") and not request.other:
+        raise click.UsageError("--other-level needs --other, the stem whose level it is")
     arguments.check_preset(request.method, request.preset)
-    for name in ("start", "duration"):
-        if not math.isfinite(getattr(request, name) or 0.0):
-            raise click.BadParameter("must be a number of seconds", param_hint=f"'--{name}'")
     if request.warm_start is not None:
         _first(request.warm_start)
     if request.independent:
@@ -370,10 +372,10 @@ def plan(request: Request, names: Sequence[str], inputs: Sequence[Input]) -> lis
     for item in inputs:
         fields = {
             "track": track_name(item.path),
-            "model": Path(request.model_name()).name,
+            # Of "./" the folder's own name, and of a link the link's.
+            "model": os.path.basename(os.path.abspath(request.model_name())),
             "method": request.settings()["method"],
         }
-        template = str(item.folder / request.filename)
 
         def path(
             stem: str, ext: str, template: str = request.filename, fields: Any = fields,
@@ -388,7 +390,9 @@ def plan(request: Request, names: Sequence[str], inputs: Sequence[Input]) -> lis
             if ".." in target.relative_to(request.output).parts:
                 raise click.UsageError(f"{target} must stay inside the output folder (-o)")
         claim(owners, sources, item.path, targets)
-        work = work_folder(request.output, template.format(**fields, stem="*", ext="*"))
+        # Only the option is a template: what the user's folders are called is no part of it.
+        pattern = request.filename.format(**fields, stem="*", ext="*")
+        work = work_folder(request.output, str(item.folder / pattern))
         tasks.append(Task(item.path, outputs, work, report))
     return tasks
 

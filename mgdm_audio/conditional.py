@@ -30,6 +30,7 @@ from torch import Tensor
 from mgdm_audio import audio
 from mgdm_audio.evidence import Evidence
 from mgdm_audio.posterior import Callback, Drawn, active_level, described, draw
+from mgdm_audio.recording import gain_to
 from mgdm_audio.song import astray
 from mgdm_audio.spread import spread_stems
 
@@ -298,7 +299,7 @@ def generate(
         playing = len(names) - len(quiet)
         level = loud * math.sqrt(playing / len(mono))
     prior = separator.song_settings.level
-    gain = prior / level if level else 1.0
+    gain = gain_to(prior, level or 0.0)
     evidence = Evidence(len(names), length)
     for n, x in mono.items():
         evidence = evidence.with_stem(names.index(n), x * gain)
@@ -376,7 +377,7 @@ def _heard(separator: Separator, channels: Tensor, sample_rate: int) -> Tensor:
 
 def _gain(separator: Separator, mix: Tensor) -> float:
     level = active_level(mix, separator.prior.sample_rate)
-    return separator.song_settings.level / level if level > 0 else 1.0
+    return gain_to(separator.song_settings.level, level)
 
 
 def _spread(separator: Separator, stems: Tensor, channels: Tensor, sample_rate: int) -> Tensor:

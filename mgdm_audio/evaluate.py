@@ -308,7 +308,8 @@ def _write_csv(path: Path, rows: Sequence[Sequence[object]]) -> None:
     """A table under its final name only when it is complete."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
+        # Names of tracks are names of folders, which may be bytes that are no text.
+        with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             csv.writer(file, lineterminator="\n").writerows(rows)
         os.replace(temporary, path)
     finally:

@@ -221,7 +221,9 @@ class _Call:
             task.work,
         )  # fmt: skip
         song.scan()
-        scratch = 4 * settings.stems * song.kept * 1.1
+        # What an earlier call left in the folder is used again, or makes room.
+        there = sum(path.stat().st_size for path in task.work.glob("*.f32"))
+        scratch = max(0.0, 4 * settings.stems * song.kept * 1.1 - there)
         outputs = write.file_bytes(file.channels, song.frames, opened.subtype) * len(task.outputs)
         write.check_space(task.work, round(1.01 * (scratch + outputs)) + (1 << 20))
         made_from = {

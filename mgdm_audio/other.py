@@ -36,6 +36,9 @@ _FRAME = 2048
 _RATIO = 2 ** (1 / 6)
 """Half of a third of an octave, as a ratio of frequencies."""
 
+_FEW = 16
+"""Frames below which it matters that the last one is filled up with silence."""
+
 
 class Spectrum:
     """Mean power of a signal, or of several, by frequency, from pieces.
@@ -46,15 +49,21 @@ class Spectrum:
 
     def __init__(self, pieces: Iterable[Tensor]) -> None:
         window = torch.hann_window(_SIZE, dtype=torch.float64)
+        energy = torch.nn.functional.pad(window.square().cumsum(0), (1, 0))
         total = torch.zeros(_SIZE // 2 + 1, dtype=torch.float64)
-        count = 0
+        count, covered = 0, 0.0
         for piece in pieces:
             window, total = window.to(piece.device), total.to(piece.device)
             padded = torch.nn.functional.pad(piece.double(), (0, -piece.shape[-1] % _SIZE))
             frames = padded.unflatten(-1, (-1, _SIZE)) * window
             total = total + torch.fft.rfft(frames).abs().square().sum(-2)
             count += frames.shape[-2]
-        power = total / max(1, count) / window.square().sum()
+            whole, part = divmod(piece.shape[-1], _SIZE)
+            covered += whole + float(energy[part] / energy[-1])
+        # As many frames as the signal's own samples make up. In a longer signal the last one counts
+        # as whole, as it always did: a seed gives the stems that it gave.
+        made_up = count if count >= _FEW else max(covered, torch.finfo(total.dtype).tiny)
+        power = total / made_up / window.square().sum()
         self.power = _smooth(power)
 
     def at(self, samples: int, level: float = 0.0) -> Tensor:

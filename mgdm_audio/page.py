@@ -7,7 +7,7 @@ draws, it shows how sure each stem is, by band and over time.
 
 from __future__ import annotations
 
-__all__ = ["page", "write_page"]
+__all__ = ["page"]
 
 import base64
 import io
@@ -16,7 +16,6 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -118,16 +117,6 @@ def page(
     # In one pass: what is put in may hold the marks too.
     parts = {"__TITLE__": escape(title), "__DATA__": text}
     return re.sub("|".join(parts), lambda mark: parts[mark[0]], TEMPLATE)
-
-
-def write_page(path: Path, text: str) -> None:
-    """Writes a page, all of it or nothing."""
-    temporary = path.with_name(path.name + ".part")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _encoded(x: NDArray[Any], sample_rate: int, audio: str) -> str:

@@ -80,7 +80,8 @@ class Player {
     this.tracks = tracks.map((t) => ({...t, mute: t.muted, solo: false, volume: 1,
       gain: this.context.createGain()}));
     for (const t of this.tracks) t.gain.connect(this.context.destination);
-    this.offset = 0; this.started = 0; this.playing = false; this.duration = data.seconds;
+    this.offset = 0; this.started = 0; this.duration = data.seconds;
+    this.playing = false; this.starting = false;
   }
   async load() {
     for (const t of this.tracks)
@@ -93,8 +94,18 @@ class Player {
     return Math.max(this.offset, Math.min(now, this.duration));
   }
   async play() {
-    if (this.playing) return;
-    await this.context.resume();
+    if (this.playing || this.starting) return;
+    // Other presses come while the context resumes: one more play must not start a second set of
+    // sources, which nothing would stop, and a stop must not be forgotten.
+    this.starting = true;
+    try {
+      await this.context.resume();
+    } catch (error) {
+      this.starting = false;
+      throw error;
+    }
+    if (!this.starting) return;
+    this.starting = false;
     if (this.offset >= this.duration - 0.01) this.offset = 0;
     this.started = this.context.currentTime + 0.05;
     for (const t of this.tracks) {
@@ -106,13 +117,14 @@ class Player {
     this.playing = true;
   }
   stop() {
+    this.starting = false;
     if (!this.playing) return;
     this.offset = this.time();
     this.playing = false;
     for (const t of this.tracks) t.source.stop();
   }
   async seek(time) {
-    const again = this.playing;
+    const again = this.playing || this.starting;
     this.stop();
     this.offset = Math.max(0, Math.min(time, this.duration));
     if (again) await this.play();

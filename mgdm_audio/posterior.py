@@ -286,7 +286,8 @@ def active_level(mix: Tensor, rate: int) -> float:
 
     It is 0 for digital silence.
     """
-    block = max(1, rate // 10)
+    # Shorter than a block, it is one: silence that filled it up would be no part of the signal.
+    block = max(1, min(rate // 10, len(mix)))
     padded = torch.nn.functional.pad(mix, (0, -len(mix) % block))
     power = padded.double().unflatten(0, (-1, block)).square().mean(-1)
     return float(power[power >= power.max() * 1e-6].mean().sqrt())

@@ -6,7 +6,7 @@ kept at the prior's rate, in memory or in a temporary file, and is read at will.
 
 from __future__ import annotations
 
-__all__ = ["ArraySource", "Given", "Heard", "Source", "in_memory"]
+__all__ = ["ArraySource", "Given", "Heard", "Source", "gain_to", "in_memory"]
 
 import hashlib
 import math
@@ -150,6 +150,21 @@ def _whole(rate: Any) -> int:
 _DOUBLE = (np.dtype("float64"), torch.float64)
 
 
+def gain_to(level: float, active: float) -> float:
+    """The gain from a recording's active level to the prior's; 1 for silence.
+
+    Raises:
+        AudioError: if it is beyond what float32 holds, that of the samples.
+    """
+    gain = level / active if active else 1.0
+    if not abs(gain) <= torch.finfo(torch.float32).max:
+        raise audio.AudioError(
+            f"the recording is too quiet, {-20 * math.log10(abs(active)):.0f} dB below full scale; "
+            "amplify it first"
+        )
+    return gain
+
+
 class Heard:
     """The mean of the channels of a recording at the prior's rate and at its level of mixtures.
 
@@ -179,7 +194,7 @@ class Heard:
         """Reads the recording once.
 
         Raises:
-            AudioError: if it cannot be read.
+            AudioError: if it cannot be read, or is too quiet (see `gain_to`).
         """
         digest = hashlib.sha256()
         active = _ActiveLevel(max(1, self.rate // 10))
@@ -201,7 +216,7 @@ class Heard:
         self.power /= self.frames * self.source.channels
         self._mean_power /= self.frames
         self.digest = digest.hexdigest()
-        self.gain = self.level / max(active.level(), 1e-20)
+        self.gain = gain_to(self.level, active.level())
 
     @property
     def length(self) -> int:
@@ -263,6 +278,9 @@ class _ActiveLevel:
         self._left = mix[whole:].clone()
 
     def level(self) -> float:
+        if not any(map(len, self._powers)):
+            # Shorter than a block: the silence that would fill it is no part of the recording.
+            return float(self._left.double().square().mean().sqrt())
         if len(self._left):
             self.add(torch.zeros(self.block - len(self._left)))
         power = torch.cat(self._powers)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mgdm_audio import audio, hub, write
+from mgdm_audio import arguments, audio, hub, write
 from mgdm_audio.audio import AudioError, AudioFile
 from mgdm_audio.cli_separate import Request, check_writable, existing
 from mgdm_audio.files import Options, Result, Task, output_format, separate_files
@@ -67,9 +67,11 @@ def _state(request: Request, task: Task) -> str | None:
         audio.inspect(task.source)
         # Of a song under way, an interruption between two renamings may have left some.
         if there and not (request.overwrite or under_way):
-            raise AudioError(
-                f"{task.source}: {there[0]} exists; use --overwrite or --skip-existing"
-            )
+            some = request.skip_existing or request.resume
+            advice = ", and others are missing; use --overwrite" if some else (
+                "; use --overwrite or --skip-existing"
+            )  # fmt: skip
+            raise AudioError(f"{task.source}: {there[0]} exists{advice}")
         for folder in sorted({path.parent for path in task.outputs.values()}):
             check_writable(folder)
     except (AudioError, OSError) as error:
@@ -121,12 +123,8 @@ def window_sizes(request: Request) -> dict[str, int]:
 def _separator(request: Request) -> Separator:
     from mgdm_audio.separate import Separator
 
-    try:
+    with arguments.made():
         return Separator(**separator_options(request))
-    except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        # A device that fails says much, memory that does not suffice says nothing.
-        text = " ".join(str(error).split()) or type(error).__name__
-        raise click.ClickException(printable(text)) from error
 
 
 def _separate(

@@ -10,7 +10,7 @@ is not). The stems always add up to the recording. :mod:`mgdm_audio.song` has th
 
 from __future__ import annotations
 
-__all__ = ["Separation", "Separator", "resolve_device"]
+__all__ = ["DeviceError", "Separation", "Separator", "resolve_device"]
 
 import dataclasses
 import os
@@ -90,7 +90,7 @@ class Separation:
             full scale.
 
         Raises:
-            ValueError: for a stem that there is not, and if none is named.
+            ValueError: for a stem that there is not, if none is named, and if two have one file.
             OSError: if a file cannot be written; nothing is left behind then.
         """
         names = list(self.stems)
@@ -102,6 +102,14 @@ class Separation:
         # All stems, whatever is wanted: they are rounded so that together they are the mix.
         stack, mix = np.stack([_rows(stem) for stem in self.stems.values()]), _rows(self.mix)
         files = [Path(path) for path in paths.values()]
+        owners: dict[Path, str] = {}
+        for name, file in zip(paths, files, strict=True):
+            # A link is replaced, not followed: only the folder may have two names.
+            other = owners.setdefault(file.parent.resolve() / file.name, name)
+            if other != name:
+                raise ValueError(
+                    f"{other} and {name} would both be written to {file}; give each its own file"
+                )
         groups = [(names.index(name),) for name in paths]
         return write.write_stems(files, stack, mix, self.sample_rate, subtype, groups)
 
@@ -114,11 +122,15 @@ def _rows(samples: Any) -> NDArray[np.floating]:
 _DEVICES = "use auto, cpu, cuda or cuda:N"
 
 
+class DeviceError(ValueError):
+    """A device that is not here."""
+
+
 def resolve_device(device: str | torch.device) -> torch.device:
     """The device that ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps`` stands for.
 
     Raises:
-        ValueError: if there is no such device here.
+        DeviceError: if there is no such device here.
     """
     if str(device) == "auto":
         if torch.cuda.is_available():
@@ -127,18 +139,18 @@ def resolve_device(device: str | torch.device) -> torch.device:
     try:
         wanted = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"unknown device '{device}'; {_DEVICES}") from error
+        raise DeviceError(f"unknown device '{device}'; {_DEVICES}") from error
     if wanted.type not in ("cpu", "cuda", "mps"):
-        raise ValueError(f"device '{device}' is not supported; {_DEVICES}")
+        raise DeviceError(f"device '{device}' is not supported; {_DEVICES}")
     if wanted.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (wanted.index or 0) >= count:
-            raise ValueError(
+            raise DeviceError(
                 f"device '{device}' is not available: this machine has {count} CUDA devices that "
                 "this PyTorch can use; use --device cpu"
             )
     elif wanted.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device 'mps' is not available on this machine; use --device cpu")
+        raise DeviceError("device 'mps' is not available on this machine; use --device cpu")
     return wanted
 
 

@@ -136,6 +136,11 @@ def _from_table(source: str, place: Place) -> Iterator[CatalogueSong]:
 
 
 def _from_row(row: Mapping[Any, Any], folder: str) -> CatalogueSong:
+    if None in row:  # where the csv module puts what is behind the last column
+        raise ValueError(
+            "has more cells than there are columns; put JSON in quotes, with "
+            '"" for each quote in it'
+        )
     cells = {key: value for key, value in row.items() if value is not None and value != ""}
     unknown = [str(key) for key in row if key not in COLUMNS]
     if unknown:

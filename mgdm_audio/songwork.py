@@ -255,11 +255,14 @@ def _separated(
     )
     tasks = [Task(each.files.source, _files(run, each), work) for work, each in owners.items()]
     for result in separate_files(separator, tasks, options):
-        each = owners[result.task.work]
-        if isinstance(result.error, (BusyError, StateError)):
-            # Windows of another version, or of a worker that is not dead yet.
+        each, anew = owners[result.task.work], replace(options, resume=False)
+        if isinstance(result.error, StateError):
+            # Windows of another version, or of what the recording was: they make way.
+            (result,) = separate_files(separator, [result.task], anew)
+        if isinstance(result.error, BusyError):
+            # They are those of a worker that is not dead yet.
             apart = Task(each.files.source, result.task.outputs, each.folder / "windows")
-            (result,) = separate_files(separator, [apart], replace(options, resume=False))
+            (result,) = separate_files(separator, [apart], anew)
         elif result.error is not None:
             shutil.rmtree(each.windows, ignore_errors=True)
         yield each, result.error or result.report
@@ -313,10 +316,13 @@ def _with_known(
 
 def _remove_dead(scratch: Path, key: str) -> None:
     """Removes what workers of this machine that are dead left of a song, but its windows."""
-    for folder in scratch.glob(f"{key}-{socket.gethostname()}-*"):
-        pid = int(folder.name.rpartition("-")[2])
+    mine = f"{key}-{socket.gethostname()}"
+    for folder in scratch.glob(f"{mine}-*"):
+        owner, _, pid = folder.name.rpartition("-")
+        if owner != mine:
+            continue  # of a machine whose name begins with this one's: its processes are not here
         try:
-            os.kill(pid, 0)
+            os.kill(int(pid), 0)
         except ProcessLookupError:
             shutil.rmtree(folder, ignore_errors=True)
         except OSError:

@@ -74,6 +74,9 @@ _PULL = 1e-2
 _STEPS = 15
 """Multiplicative updates of the spectra above the band."""
 
+_ENTRIES = 1 << 24
+"""Entries of the matrices that are solved at a time: as many as a block of eight channels has."""
+
 
 def spread_stems(stems: Tensor, channels: Tensor, sample_rate: int, prior_rate: int) -> Tensor:
     """Divides every channel among the stems.
@@ -89,7 +92,8 @@ def spread_stems(stems: Tensor, channels: Tensor, sample_rate: int, prior_rate: 
         the rounding of the transforms.
     """
     both = torch.cat([stems.to(channels), channels])
-    power = float(channels.square().mean())
+    # Squares of what is all but silent leave float32, and nothing but silence has no power.
+    power = float(channels.square().mean()) or float(channels.double().square().mean())
     pieces = spread([both], len(stems), channels.shape[-1], power, sample_rate, prior_rate)
     return torch.cat([piece for piece, _ in pieces], dim=-1)
 
@@ -123,6 +127,13 @@ def spread(
     tail: Tensor | None = None
     signal = iter(pieces)
     first = next(signal)
+    if power == 0:
+        # Nothing is learnt from silence, whatever the stems are said to be: models of no power are
+        # singular.
+        for piece in _with_first(first, signal):
+            channels = piece[count:]
+            yield channels.new_zeros(count, *channels.shape), channels
+        return
     # As much in memory for a few channels at 44.1 kHz as for many at a high rate.
     room = 2 * 2048 * _BLOCK // (n_fft * max(1, len(first) - count))
     block = min(_BLOCK, max(2 * _FADE, room)) * hop
@@ -261,10 +272,17 @@ def _above(octave: Tensor, broad: Tensor, highest: Tensor, y: Tensor, floor: flo
     spatial = (covariance + (1e-3 * trace + floor)[:, None, None] * eye) / (
         (1.001 * trace + floor)[:, None, None]
     )
-    # Powers are real, and a real product is half the work.
-    system = torch.einsum("knf,kcdr->nfcdr", v, torch.view_as_real(spatial)).contiguous()
-    solved = torch.linalg.solve(torch.view_as_complex(system), y.permute(1, 2, 0)[..., None])
-    x = v[:, None] * torch.einsum("kcd,nfd->kcnf", spatial, solved[..., 0])
+    x = torch.empty(len(v), *y.shape, dtype=y.dtype)
+    # Each frame has matrices of its own, whose size grows with the square of the channels.
+    frames = max(1, _ENTRIES // (y.shape[-1] * len(y) ** 2))
+    for start in range(0, y.shape[1], frames):
+        part = slice(start, start + frames)
+        # Powers are real, and a real product is half the work.
+        system = torch.einsum("knf,kcdr->nfcdr", v[:, part], torch.view_as_real(spatial))
+        solved = torch.linalg.solve(
+            torch.view_as_complex(system.contiguous()), y[:, part].permute(1, 2, 0)[..., None]
+        )
+        x[:, :, part] = v[:, None, part] * torch.einsum("kcd,nfd->kcnf", spatial, solved[..., 0])
     # The solution's rounding, in proportion to the powers.
     return x + (v / v.sum(0))[:, None] * (y - x.sum(0))
 

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["Line", "Progress", "duration", "error_line", "printable", "size", "warning_line"]
+__all__ = [
+    "Line",
+    "Progress",
+    "duration",
+    "error_line",
+    "printable",
+    "said",
+    "size",
+    "warning_line",
+]
 
 import shutil
 import sys
@@ -82,9 +91,15 @@ def size(count: float) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
+def said(error: BaseException) -> str:
+    """What an error says, in one line."""
+    # A device that fails says much, memory that does not suffice says nothing.
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def error_line(source: Path | str, error: BaseException) -> str:
     """One line that names the input."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = said(error)
     return f"error: {text}" if text.startswith(str(source)) else f"error: {source}: {text}"
 
 

@@ -59,14 +59,24 @@ def find_inputs(
     """
     found: dict[Path, Input] = {}
     errors: list[tuple[str, InputError]] = []
+    output = output.resolve()
     for argument in arguments:
-        path = Path(argument)
         try:
-            for item in _expand(path, argument, output.resolve()):
+            for item in _expand(Path(argument), argument, output):
                 found.setdefault(item.path.resolve(), item)
         except InputError as error:
             errors.append((argument, error))
+        except (OSError, RuntimeError) as error:  # up to Python 3.12 a loop of links is the second
+            errors.append((argument, _out_of_reach(argument, error)))
     return list(found.values()), errors
+
+
+def _out_of_reach(argument: str, error: OSError | RuntimeError) -> InputError:
+    """Why an argument cannot even be looked at."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return InputError(f"{argument}: {error}")
+    at = "" if error.filename in (None, argument) else f" at {error.filename}"
+    return InputError(f"{argument}: {error.strerror}{at}")
 
 
 def _expand(path: Path, argument: str, output: Path) -> Iterator[Input]:

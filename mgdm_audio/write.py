@@ -7,11 +7,13 @@ final name or not at all.
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,12 @@ LARGEST_WAV = (1 << 32) - (1 << 16)
 """Bytes of samples up to which a WAV file is a plain one; beyond it is an RF64 file."""
 
 _SAME_OUT = {*PCM_BITS, "FLOAT", "DOUBLE"}
+_DECODED_TO_PCM = {
+    "ALAC_20": "PCM_24",
+    "ALAC_24": "PCM_24",
+    "ALAC_32": "PCM_32",
+    "DWVW_24": "PCM_24",
+}
 _DECODED_TO_FLOAT = {"VORBIS", "OPUS", "MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III"}
 
 
@@ -59,13 +67,14 @@ class OutOfRange(Exception):
 def output_subtype(subtype: str) -> str:
     """The sample format in which stems are written (as WAV) for an input of a sample format.
 
-    PCM of 16, 24 and 32 bits and floats keep their format. 8-bit, companded and ADPCM input
-    becomes PCM_16, which holds their values exactly. MP3 and OGG become FLOAT: their decoders
-    give floats that often exceed full scale.
+    PCM of 16, 24 and 32 bits and floats keep their format. What is compressed without loss (ALAC,
+    DWVW) becomes PCM of as many bits, or of the next more. 8-bit, companded and ADPCM input becomes
+    PCM_16, which holds their values exactly. MP3 and OGG become FLOAT: their decoders give floats
+    that often exceed full scale.
     """
     if subtype in _SAME_OUT:
         return subtype
-    return "FLOAT" if subtype in _DECODED_TO_FLOAT else "PCM_16"
+    return "FLOAT" if subtype in _DECODED_TO_FLOAT else _DECODED_TO_PCM.get(subtype, "PCM_16")
 
 
 def check_format(container: str, subtype: str, sample_rate: int, channels: int) -> None:
@@ -78,6 +87,10 @@ def check_format(container: str, subtype: str, sample_rate: int, channels: int) 
         limits, most = {"PCM_16", "PCM_24"}, 8
         if sample_rate > 655_350:
             raise ValueError(f"FLAC holds rates up to 655350 Hz, got {sample_rate}; use wav")
+        if sample_rate > 65_535 and sample_rate % 10:
+            raise ValueError(
+                f"FLAC holds rates above 65535 Hz in steps of 10 Hz, got {sample_rate}; use wav"
+            )
     else:
         raise ValueError(f"unknown format '{container}', expected wav or flac")
     if subtype not in limits:
@@ -269,42 +282,95 @@ def write_blocks(
     kind = container.upper()
     if kind == "WAV" and file_bytes(channels, length, subtype) > LARGEST_WAV:
         kind = "RF64"
-    files: list[sf.SoundFile] = []
+    outputs: list[_Output] = []
     written = 0
     try:
-        for path in paths:
-            name = os.fsencode(path) if os.name == "posix" else str(path)
-            files.append(sf.SoundFile(name, "w", sample_rate, channels, subtype, format=kind))
-        for stems, mix in blocks:
-            if not np.isfinite(stems).all():
-                raise ValueError(
-                    "stems must be finite, got NaN or infinite samples; nothing was written"
+        with _told(outputs), ExitStack() as stack:
+            for path in paths:
+                outputs.append(stack.enter_context(_Output(path)))
+            files = [
+                stack.enter_context(
+                    sf.SoundFile(output, "w", sample_rate, channels, subtype, format=kind)
                 )
-            if bits is None:
-                wide: NDArray[Any] = stems.astype(np.float64)
-            else:
-                wide = _apportion(stems, mix, bits)
-            for file, group in zip(files, groups, strict=True):
-                data = wide[list(group)].sum(axis=0)
+                for output in outputs
+            ]
+            for stems, mix in blocks:
+                if not np.isfinite(stems).all():
+                    raise ValueError(
+                        "stems must be finite, got NaN or infinite samples; nothing was written"
+                    )
                 if bits is None:
-                    data = data.astype(np.float64 if subtype == "DOUBLE" else np.float32)
-                elif _fits(data, bits):
-                    # libsndfile takes the upper bits of an int32.
-                    data = (data << (32 - bits)).astype(np.int32)
+                    wide: NDArray[Any] = stems.astype(np.float64)
                 else:
-                    raise OutOfRange
-                file.write(np.ascontiguousarray(data.T))
-            written += stems.shape[-1]
+                    wide = _apportion(stems, mix, bits)
+                for file, group in zip(files, groups, strict=True):
+                    data = wide[list(group)].sum(axis=0)
+                    if bits is None:
+                        data = data.astype(np.float64 if subtype == "DOUBLE" else np.float32)
+                    elif _fits(data, bits):
+                        # libsndfile takes the upper bits of an int32.
+                        data = (data << (32 - bits)).astype(np.int32)
+                    else:
+                        raise OutOfRange
+                    file.write(np.ascontiguousarray(data.T))
+                written += stems.shape[-1]
     except sf.LibsndfileError as error:
         raise OSError(f"cannot write: {error.error_string}") from error
-    finally:
-        for file in files:
-            file.close()
     if written != length:
         raise ValueError(f"expected {length} frames of stems, got {written}; nothing was written")
     if bits is None:
         for path in paths:
             clear_time_stamp(path)
+
+
+class _Output(io.FileIO):
+    """A file for libsndfile that keeps what the system said of a write that failed.
+
+    libsndfile says only that one failed, and of the last block of a FLAC file not even that.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w")
+        self.folder = path.parent
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Writes all of the data, or nothing if there was an error before; never raises.
+
+        What is raised in libsndfile's callback is printed and forgotten.
+        """
+        done = 0
+        try:
+            while done < len(data) and self.error is None:
+                done += super().write(data[done:])
+        except OSError as error:
+            self.error = error
+        return done
+
+
+@contextmanager
+def _told(outputs: Sequence[_Output]) -> Iterator[None]:
+    """Raises, in place of what came of it, the first error of a write to the files.
+
+    Raises:
+        NoSpace: if there was no room left.
+        OSError: for another reason.
+    """
+    cause: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        cause = error
+    for output in outputs:
+        if (refused := output.error) is not None:
+            if refused.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise NoSpace(
+                    f"{output.folder}: there is no space left for the stems; free some space, or "
+                    "choose another folder (-o)"
+                ) from refused
+            raise OSError(refused.errno, f"cannot write: {refused.strerror}") from refused
+    if cause is not None:
+        raise cause
 
 
 def clear_time_stamp(path: Path) -> None:
@@ -321,21 +387,22 @@ def staged(paths: Sequence[Path], work: Path | None = None) -> Iterator[list[Pat
     """Gives temporary names, and renames the files to the final ones when the block succeeds.
 
     If the block raises anything, the temporary files and the folders that were made for them are
-    removed again, and files that stood under the final names are untouched.
+    removed again, and files that stood under the final names are untouched. A final name that is a
+    folder's is refused before the block, since files could replace others before it came to light.
 
     Arguments:
         paths: the final names; missing folders are made.
-        work: a folder on the same file system for the temporary files; by default they lie beside
-            the final ones.
+        work: a folder for the temporary files of those names that are on its file system; by
+            default, and elsewhere, they lie beside the final ones.
 
     Raises:
-        OSError: if a folder cannot be made or a file cannot be renamed.
+        OSError: if a folder cannot be made, a final name is one, or a file cannot be renamed.
     """
     made: list[Path] = []
     # Short names: the final ones may be as long as the file system allows. No two alike, of threads
     # and of machines that share a folder either.
     token = secrets.token_hex(6)
-    temporary = [(work or path.parent) / f".mgdm-{token}-{i}.part" for i, path in enumerate(paths)]
+    temporary: list[Path] = []
     complete = False
     try:
         for path in paths:
@@ -343,6 +410,13 @@ def staged(paths: Sequence[Path], work: Path | None = None) -> Iterator[list[Pat
                 if not folder.exists():
                     folder.mkdir()
                     made.append(folder)
+            if path.is_dir():
+                raise IsADirectoryError(f"{path}: is a folder; rename it, or write elsewhere")
+        for i, path in enumerate(paths):
+            # Nothing can be renamed to another file system; a link may lead to one.
+            near = work is not None and work.stat().st_dev == path.parent.stat().st_dev
+            folder = work if work is not None and near else path.parent
+            temporary.append(folder / f".mgdm-{token}-{i}.part")
         yield temporary
         for source, target in zip(temporary, paths, strict=True):
             os.replace(source, target)

@@ -40,6 +40,10 @@ def halve(path):
         ("a.wav", "ULAW", "PCM_16", np.float32),
         ("a.flac", "PCM_16", "PCM_16", np.float32),
         ("a.flac", "PCM_24", "PCM_24", np.float32),
+        ("a.caf", "ALAC_16", "PCM_16", np.float32),
+        ("a.caf", "ALAC_20", "PCM_24", np.float32),
+        ("a.caf", "ALAC_24", "PCM_24", np.float32),
+        ("a.caf", "ALAC_32", "PCM_32", np.float64),
         ("a.ogg", "VORBIS", "FLOAT", np.float32),
         ("a.mp3", "MPEG_LAYER_III", "FLOAT", np.float32),
     ],
@@ -53,6 +57,11 @@ def test_formats(tmp_path, name, subtype, out, dtype):
     assert write.output_subtype(recording.subtype) == out
     reference = sf.read(tmp_path / name, dtype="float64")[0].T
     assert np.array_equal(recording.samples, reference.astype(dtype))
+
+
+@pytest.mark.parametrize(("bits", "out"), [(12, 16), (16, 16), (24, 24)])
+def test_bits_of_dwvw(bits, out):
+    assert write.output_subtype(f"DWVW_{bits}") == f"PCM_{out}"
 
 
 def test_names_do_not_matter(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -101,21 +103,51 @@ def test_an_error_of_one_song_does_not_stop_the_others():
     assert done[songs[2]] is None
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried ...")])
-def test_too_little_memory_halves_the_batch_and_names_the_option(error):
-    sizes = []
+@pytest.mark.parametrize("bad", [0, 3, 7])
+def test_a_song_that_fails_costs_the_others_few_draws(bad):
+    """Eight songs of ten windows, each told the one before: ten draws if none fails."""
+    songs = [make(i, 4096 + 9 * 3072) for i in range(8)]
+    draws, held = [], []
 
     def draw(jobs, progress):
+        # Nor is there anything left of what the sampler held when it failed for several songs.
+        assert not any(ref() is not None for ref in held)
+        draws.append(len(jobs))
+        if any(job.song is songs[bad] for job in jobs):
+            tensors = torch.zeros(3)
+            if len(jobs) > 1:
+                held.append(weakref.ref(tensors))
+            raise FloatingPointError("not finite")
+        return identity(jobs, progress)
+
+    done = dict(batch.run(draw, songs, 8))
+    assert [song for song in songs if done[song] is not None] == [songs[bad]]
+    assert len(held) == 1
+    assert draws == [8, *[1] * 8, *[7] * 9]
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"), [(MemoryError, ""), (RuntimeError, "CUDA out of memory. Tried ...")]
+)
+def test_too_little_memory_halves_the_batch_and_names_the_option(kind, text):
+    sizes, held = [], []
+
+    def draw(jobs, progress):
+        # What the sampler held when it failed does not take the room of the next try.
+        assert not any(ref() is not None for ref in held)
         sizes.append(len(jobs))
+        tensors = torch.zeros(len(jobs))
         if len(jobs) > 2:
-            raise error
+            held.append(weakref.ref(tensors))
+            raise kind(text)
         return identity(jobs, progress)
 
     assert not any(dict(batch.run(draw, [make(0, 40_000, seams="fade")], 8)).values())
     assert sizes[:3] == [8, 4, 2]
+    assert len(held) == 2
 
     def never(jobs, progress):
-        raise error
+        raise kind(text)
 
     ((_, last),) = batch.run(never, [make(0)], 4)
     assert "--window" in str(last)

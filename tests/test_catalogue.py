@@ -212,7 +212,7 @@ def test_a_full_disk_is_a_failure_with_its_reason(songs, tmp_path, monkeypatch):
     full = tmp_path / "full"
 
     def write(self, data, write=sf.SoundFile.write):
-        if str(full) in os.fsdecode(self.name) and len(data) > 6000:
+        if str(full) in os.fsdecode(self.name.name) and len(data) > 6000:
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(self, data)
 
@@ -298,6 +298,38 @@ def test_finished_windows_of_a_dead_worker_are_used(songs, tmp_path, monkeypatch
         assert list(work.glob("window-*"))
     assert records(url)["long"].calls == records(whole)["long"].calls
     assert contents(url) == contents(whole)
+
+
+def test_windows_of_what_a_recording_was_make_way(songs, tmp_path, monkeypatch):
+    calls = {"left": 4}
+
+    def counted(self, *arguments, draw=Separator._draw):
+        calls["left"] -= 1
+        if calls["left"] == 0:
+            raise Killed
+        return draw(self, *arguments)
+
+    long = songs / "long.wav"
+    rng = np.random.default_rng(0)
+    sf.write(long, 0.1 * rng.standard_normal(50_000), 22050)
+    monkeypatch.setattr(Separator, "_draw", counted)
+    with pytest.raises(Killed):
+        separate(long, tmp_path / "out")
+    assert list(tmp_path.rglob("window-*"))
+    sf.write(long, 0.1 * rng.standard_normal(50_000), 22050)
+    url = separate(long, tmp_path / "out")[0].runs[0].url
+    assert contents(url) == contents(separate(long, tmp_path / "whole")[0].runs[0].url)
+    assert not list(tmp_path.rglob(".mgdm*/*"))
+
+
+def test_only_what_dead_workers_of_this_machine_left_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(songwork.socket, "gethostname", lambda: "node")
+    dead = 1 << 23  # above the largest process number there is
+    for name in (f"k-node-{dead}", f"k-node-2-{dead}", f"k-node-{os.getpid()}", "k"):
+        (tmp_path / name).mkdir()
+    songwork._remove_dead(tmp_path, "k")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {f"k-node-2-{dead}", f"k-node-{os.getpid()}", "k"}
 
 
 def test_a_worker_with_another_model_separates_nothing(songs, tmp_path):
@@ -545,6 +577,16 @@ def test_command(run, songs, tmp_path):
         (("in", "-o", "out", "--stems", "voice"), "expected different stems", 2),
         (("in", "-o", "out", "--quality", "fast", "--method", "dps"), "--quality decides", 2),
         (("in", "-o", "out", "--method", "dps", "--regressor", "x"), "needs what asks one", 2),
+        (("in", "-o", "out", "--overlap", "10"), "overlap must be between 0 and half", 2),
+        (("in", "-o", "out", "--other-level", "-9"), "--other-level needs --other", 2),
+        (("in", "-o", "out", "--gpu-share", "0.5"), "--gpu-share needs --engine ray", 2),
+        (("in", "-o", "out", "--gpu-share", "nan"), "nan is not a finite number", 2),
+        (
+            ("in", "-o", "out", "--engine", "ray", "--gpu-share", "1", "--device", "cpu"),
+            "--gpu-share and --device cpu exclude each other",
+            2,
+        ),
+        (("in", "-o", "out", "--device", "cuda:42"), "device 'cuda:42' is not available", 1),
         (("in",), "Missing option '-o'", 2),
         (("nonsense://bucket/in", "-o", "out"), "nonsense", 1),
     ],
@@ -555,6 +597,24 @@ def test_wrong_use_is_one_line(run, songs, tmp_path, arguments, message, code):
     assert result.exit_code == code
     assert message in result.stderr.replace(str(tmp_path) + "/", "")
     assert "Traceback" not in result.output
+
+
+def test_the_device_of_workers_elsewhere_need_not_be_here(run, songs):
+    there = ("in", "-o", "out", "--engine", "ray", "--device", "cuda:42", "--dry-run")
+    undecided = run(*there, "--method", "mgdm")
+    assert undecided.exit_code == 1
+    assert "device 'cuda:42' is not available" in undecided.stderr
+    assert "name --precision float32 or bfloat16" in undecided.stderr
+    decided = run(*there, "--method", "mgdm", "--precision", "bfloat16")
+    assert decided.exit_code == 0, decided.output
+    assert "4 songs, 0 done, 4 to do" in decided.stderr
+
+
+def test_settings_of_a_row_are_no_wrong_usage_of_the_command(run, songs, tmp_path):
+    (tmp_path / "table.csv").write_text('path,settings\nin/01.wav,"{""overlap"": 200000}"\n')
+    result = run("table.csv", "-o", "out", "--method", "mgdm")
+    assert result.exit_code == 1
+    assert "01.wav: " in result.stderr
 
 
 def test_interrupted(run, songs, monkeypatch):

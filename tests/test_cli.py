@@ -7,14 +7,17 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile as sf
 from click.testing import CliRunner
 
-from mgdm_audio import STEMS, cli, hub, separate, write
+from mgdm_audio import STEMS, cli, cost, hub, separate, write
+from mgdm_audio import run as running
 from mgdm_audio.samplers.mgdm import MGDM
+from mgdm_audio.tree import work_folder
 
 QUICK = MGDM(sigma_max=1.0, steps=6, repetitions=1, gradient_steps=((0, 2),))
 
@@ -83,6 +86,11 @@ def test_existing_stems(run, song):
     assert "--overwrite" in again.stderr
     assert run("separate", "song.wav", "--skip-existing", "-q").exit_code == 0
     assert run("separate", "song.wav", "--overwrite", "-q").exit_code == 0
+    (song.parent / "separated" / "song" / "bass.wav").unlink()
+    for option in ("--skip-existing", "--resume"):
+        some = run("separate", "song.wav", option, "-q")
+        assert some.exit_code == 1
+        assert "others are missing; use --overwrite\n" in some.stderr
 
 
 def test_bad_files_do_not_stop_the_others(run, song, tmp_path):
@@ -154,10 +162,19 @@ def test_what_is_not_there(run, song, tmp_path, arguments):
         ("--quality", "fast", "--preset", "best"),
         ("--duration", "0"),
         ("--start", "-1"),
+        ("--other-level", "-20"),
+        ("--overlap", "10"),
+        ("--overlap", "10", "--report"),
+        ("--method", "regressor", "--warm-start", "ddnm", "--warm-sigma", "0.1"),
+        ("--independent", "--method", "isdm"),
+        ("--seams", "condition", "--method", "msdm"),
     ],
 )
 def test_usage_errors(run, song, arguments):
-    assert run("separate", "song.wav", *arguments).exit_code == 2
+    result = run("separate", "song.wav", *arguments)
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].startswith("Error: ")
+    assert not Path("separated").exists()
 
 
 def test_names_that_clash(run, song, tmp_path):
@@ -184,6 +201,27 @@ def test_interrupt(run, song, tmp_path, monkeypatch):
     assert "interrupted" in result.stderr
     assert "--resume" not in result.stderr
     assert not (tmp_path / "separated").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "place", "name"),
+    [
+        ((), hub, "load_regressor"),
+        (("--report",), hub, "load_regressor"),
+        (("--dry-run",), cost, "calibrate"),
+    ],
+)
+def test_interrupt_before_the_work(run, song, monkeypatch, options, place, name):
+    """While a model is loaded, or timed."""
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(place, name, interrupt)
+    result = run("separate", "song.wav", *options)
+    assert result.exit_code == 130
+    assert "interrupted" in result.stderr
+    assert "Aborted" not in result.stderr
 
 
 def test_evaluate(run, song, music, tmp_path):
@@ -234,6 +272,27 @@ def test_names_that_are_not_text(run, song, tmp_path):
     assert result.exit_code == 1
     assert b"separated/caf\xe9/bass.wav" in result.stdout_bytes
     assert "No such file" in result.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs file names that are bytes")
+def test_tracks_and_models_with_names_that_are_not_text(run, music, tmp_path, monkeypatch):
+    name = os.fsdecode(b"caf\xe9")
+    for folder in ("true", "guess"):
+        (tmp_path / folder / name).mkdir(parents=True)
+        for stem, x in zip(STEMS, music, strict=True):
+            sf.write(f"{stem}.wav", x, 22050, subtype="FLOAT")
+            os.replace(f"{stem}.wav", tmp_path / folder / name / f"{stem}.wav")
+    result = run("evaluate", "true", "guess", "--csv", "scores.csv", "-q")
+    assert result.exit_code == 0, result.output
+    assert "| caf\N{REPLACEMENT CHARACTER} |" in result.stdout
+    assert b"\ncaf\xe9,bass," in (tmp_path / "scores.csv").read_bytes()
+    shipped = hub.find("default")
+    (tmp_path / name / "own").mkdir(parents=True)
+    shutil.copy(shipped / "config.json", tmp_path / name / "own")
+    monkeypatch.setenv(hub.PATH_VARIABLE, str(tmp_path / name))
+    listed = run("models")
+    assert listed.exit_code == 0, listed.output
+    assert b"caf\xe9/own\n" in listed.stdout_bytes
 
 
 @pytest.mark.parametrize("folder", ["occupied", "/proc/nowhere"])
@@ -313,6 +372,69 @@ def test_a_folder_keeps_its_tree(run, song, tmp_path):
     assert again.exit_code == 0
     assert again.stderr.count("skipped, its stems exist") == 3
     assert "3 skipped" in again.stderr
+
+
+def test_folders_with_braces_are_no_templates(run, song, tmp_path):
+    for folder in ("a{b", "{stem}", "}"):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        (tmp_path / "in" / folder / "x.wav").write_bytes(song.read_bytes())
+    result = run("separate", "in", "--stems", "bass", "-q")
+    assert result.exit_code == 0, result.output
+    assert sorted(result.stdout.split()) == [
+        f"separated/{folder}/x/bass.wav" for folder in ("a{b", "{stem}", "}")
+    ]
+
+
+@pytest.fixture
+def tasks(monkeypatch):
+    """What is to do, which is not done."""
+    found = []
+
+    def keep(request, tasks, failed=()):
+        found.extend(tasks)
+        return 0
+
+    monkeypatch.setattr(running, "run", keep)
+    return found
+
+
+def test_work_folders_keep_their_names(run, song, tmp_path, tasks):
+    """So that --resume finds what an earlier version left."""
+    (tmp_path / "in" / "a").mkdir(parents=True)
+    (tmp_path / "in" / "a" / "x.wav").write_bytes(song.read_bytes())
+    assert run("separate", "in").exit_code == 0
+    assert run("separate", "song.wav", "--filename", "{{{method}}} {track}-{stem}.{ext}",
+               "--method", "mgdm").exit_code == 0  # fmt: skip
+    assert [task.work for task in tasks] == [
+        work_folder(Path("separated"), "a/x/*.*"),
+        work_folder(Path("separated"), "{mgdm} song-*.*"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("model", "name"), [("./", "mine"), ("../mine/", "mine"), ("../link", "link"), ("x", "x")]
+)
+def test_models_are_called_like_their_folders(run, song, tmp_path, tasks, monkeypatch, model, name):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "link").symlink_to("mine")
+    monkeypatch.chdir(tmp_path / "mine")
+    options = ("--model", model, "--filename", "{model}/{stem}.{ext}", "--stems", "bass")
+    result = run("separate", "../song.wav", *options)
+    assert result.exit_code == 0, result.output
+    assert [task.outputs for task in tasks] == [{"bass": Path("separated", name, "bass.wav")}]
+
+
+def test_names_that_cannot_be_looked_at_do_not_stop_the_others(run, song, tmp_path):
+    (tmp_path / "loop.wav").symlink_to("loop.wav")
+    long = "x" * 300
+    result = run("separate", long, "loop.wav", "song.wav", "--stems", "bass", "-q")
+    assert result.exit_code == 1
+    assert result.stdout.split() == ["separated/song/bass.wav"]
+    lines = result.stderr.splitlines()
+    assert [line.split(":")[:2] for line in lines] == [
+        ["error", f" {long}"],
+        ["error", " loop.wav"],
+    ]
 
 
 def test_patterns_and_what_they_do_not_match(run, song, tmp_path):
@@ -453,8 +575,14 @@ def test_dry_run_writes_nothing(run, song, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--duration", "nan"), "must be a number of seconds"),
-        (("--start", "inf"), "must be a number of seconds"),
+        (("--duration", "nan"), "'--duration': nan is not a finite number"),
+        (("--start", "inf"), "'--start': inf is not a finite number"),
+        (("--window", "inf"), "'--window': inf is not a finite number"),
+        (("--overlap", "inf"), "'--overlap': inf is not a finite number"),
+        (("--window", "nan"), "'--window': nan is not a finite number"),
+        (("--warm-start", "ddnm", "--warm-sigma", "inf"), "'--warm-sigma': inf is not"),
+        (("--other", "--other-level", "nan"), "'--other-level': nan is not"),
+        (("--other-level", "-20"), "--other-level needs --other"),
         (("--warm-start", "none", "--warm-sigma", "0.1"), "none"),
         (("--warm-start", "ddnm:none", "--warm-sigma", "0.1"), "none"),
     ],

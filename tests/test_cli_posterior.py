@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ import soundfile as sf
 import torch
 from click.testing import CliRunner
 
-from mgdm_audio import STEMS, Separator, separate
+from mgdm_audio import STEMS, Separator, separate, terminal
 from mgdm_audio.cli import cli
 
 RATE = 22050
@@ -195,6 +198,70 @@ def test_all_of_a_song_is_written_or_nothing(song, monkeypatch, error):
     assert not list((song / "out").rglob("*.*"))
 
 
+SHORT = [
+    ("separate", "song.wav", "--report", "-o", "out", "--quality", "fast"),
+    ("generate", "--seconds", 0.2, "-o", "out", "--method", "ding", "--preset", "fast"),
+    ("repair", "song.wav", "--gap", "0.1-0.2", "-o", "r.wav", "--method", "ding",
+     "--preset", "fast"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", SHORT, ids=lambda command: command[0])
+def test_errors_stand_below_the_line_of_progress(song, monkeypatch, command):
+    """On a terminal, where that line is drawn again and again."""
+
+    class Live(terminal.Line):
+        def __init__(self, quiet):
+            super().__init__(quiet)
+            self.live = True
+
+    def fail(self, jobs, progress):
+        progress(1)
+        raise ValueError("no more")
+
+    def fail_at_last(self, *arguments, **options):
+        options["callback"](1, 1)
+        raise ValueError("no more")
+
+    monkeypatch.setattr(terminal, "Line", Live)
+    monkeypatch.setattr(Separator, "_draw", fail)
+    monkeypatch.setattr("mgdm_audio.conditional.draw", lambda s, e, d, c: fail(s, e, _one(c)))
+    monkeypatch.setattr("mgdm_audio.repair.repair", fail_at_last)
+    lines = run(*command, code=1).stderr.splitlines()
+    assert "%" in lines[-2]
+    assert lines[-1].casefold() in ("error: no more", "error: song.wav: no more")
+
+
+def _one(callback):
+    return lambda done: callback(done, 2)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs file names that are bytes")
+def test_paths_that_are_not_text_are_printed_as_they_are(song):
+    name = os.fsdecode(b"caf\xe9.wav")
+    Path(name).write_bytes(Path("song.wav").read_bytes())
+    folder = os.fsdecode(b"\xe9")
+    draw = ("--method", "ding", *FAST)
+    made = run("separate", name, "--report", "-o", "out", *draw)
+    assert b"out/caf\xe9/bass.wav\n" in made.stdout_bytes
+    made = run("generate", "--seconds", 0.2, "-o", folder, *draw)
+    assert b"\xe9/bass.wav\n" in made.stdout_bytes
+    made = run("repair", "song.wav", "--gap", "0.1-0.11", "-o", name + ".wav", "-q")
+    assert made.stdout_bytes == b"caf\xe9.wav.wav\n"
+
+
+def test_what_only_looks_like_earlier_draws_stays(song):
+    folder = song / "out" / "song"
+    (folder / "report.html").mkdir(parents=True)
+    (folder / "mean").write_text("mine")
+    (song / "elsewhere").mkdir()
+    (folder / "seed-7").symlink_to(song / "elsewhere")
+    run("separate", "song.wav", "-o", "out", "--known", "drums=drums.wav", "--overwrite", *FAST)
+    assert (folder / "mean").read_text() == "mine"
+    assert (folder / "report.html").is_dir()
+    assert (folder / "seed-7").is_symlink()
+
+
 @pytest.mark.parametrize("options", [("--report",), ("--known", "drums=drums.wav")])
 def test_the_sum_of_long_integers_is_exact(song, options):
     sf.write("long.wav", sound("song.wav").astype(float) + 2**-29, RATE, "PCM_32")
@@ -315,6 +382,72 @@ def test_what_is_wrong_with_files_is_told(song):
         "separate", "short-song.wav", "-o", "out", "--known", "drums=short-drums.wav", *FAST
     )
     assert known.stderr.count(told) == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "text"),
+    [
+        (["generate", "--given", "bass=bass.wav", "--for", "bass"], "--given and --for both name"),
+        (["generate", "--given", "bass=bass.wav", "--silent", "bass"], "--given and --silent both"),
+        (["generate", "--silent", "bass", "--for", "drums,bass"], "--silent and --for both name"),
+        (["generate", "--silent", ",".join(STEMS)], "leave no stem to draw"),
+        (["generate", "--level", "nan"], "'--level': nan is not a finite number"),
+        (["generate", "--seconds", "inf"], "'--seconds': inf is not a finite number"),
+        (["repair", "song.wav", "--gap", "nan-0.06"], "got 'nan-0.06', expected START-STOP"),
+        (["repair", "song.wav", "--gap", "0.2-0.1"], "got '0.2-0.1', expected START-STOP"),
+        (["repair", "song.wav", "--lowpass", "nan"], "'--lowpass': nan is not a finite number"),
+        (["repair", "song.wav", "--clip-level", "inf"], "'--clip-level': inf is not a finite"),
+        (["separate", "song.wav", "--redo", "2-1", "--from", "."], "expected START-STOP"),
+    ],
+)
+def test_wrong_usage_is_told_before_work(song, monkeypatch, command, text):
+    monkeypatch.setattr(separate, "Separator", _none_made)
+    assert text in run(*command, "-o", "new.wav", code=2).output
+    assert not (song / "new.wav").exists()
+
+
+def test_what_a_separator_refuses(song, monkeypatch):
+    kind = ("repair", "song.wav", "--gap", "0.1-0.2", "-o", "new.wav")
+    wrong = run(*kind, "--method", "regressor", code=2)  # of the prior of these tests
+    assert "a regressor is wanted" in wrong.stderr
+    for command in (kind, ("generate", "-o", "new"), ("separate", "song.wav", "--report")):
+        absent = run(*command, "--device", "cuda:42", code=1)
+        assert "device 'cuda:42' is not available" in absent.stderr
+
+
+def test_files_without_permission_are_told(song, monkeypatch):
+    """Which root, who may run the tests, does not meet."""
+    is_file = Path.is_file
+
+    def locked(path):
+        if path.name == "locked.wav":
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", locked)
+    for command in (
+        ("generate", "--given", "bass=locked.wav", "-o", "x"),
+        ("separate", "song.wav", "--known", "bass=locked.wav"),
+        ("separate", "song.wav", "--also", "locked.wav:bass=0"),
+    ):
+        told = run(*command, code=1).stderr
+        assert told == "Error: [Errno 13] Permission denied: 'locked.wav'\n"
+
+
+def test_what_goes_with_several_samples_is_what_the_help_says(song, monkeypatch):
+    from mgdm_audio.cli import cli
+
+    monkeypatch.setattr(separate, "Separator", _none_made)
+    params = cli.commands["separate"].params
+    (text,) = [option.help for option in params if option.name == "page"]
+    flags = {o.opts[-1]: o for o in params if o.opts[-1].startswith("--")}
+    named = {flag for flag in flags if f"{flag}," in text or f"{flag} alone" in text}
+    assert {"--batch", "--quiet", "--quality"} <= named
+    assert not {"--independent", "--seams", "--json"} & named
+    for flag in ("--independent", "--seams", "--json", "--resume"):
+        more = ["fade"] if flag == "--seams" else []
+        refused = run("separate", "song.wav", "--report", flag, *more, code=2)
+        assert f"{flag} does not go with" in refused.output
 
 
 @pytest.mark.parametrize(

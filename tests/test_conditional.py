@@ -162,6 +162,21 @@ def test_out_of_nothing(separator):
     assert all(x.shape == (44100,) and np.abs(x).max() > 1e-3 for x in drawn.values())
 
 
+@pytest.mark.parametrize("rate", [RATE, 44100])
+def test_silence(separator, stems, rate):
+    """Of what is left when the known stems are the whole mix, and of everything."""
+    mix = np.stack([stems["drums"], 0.5 * stems["drums"]])
+    (drawn,) = separate_known(separator, mix, {"drums": mix}, rate, [0]).draws
+    assert np.array_equal(drawn["drums"], mix)
+    assert not any(drawn[name].any() for name in STEMS if name != "drums")
+    silent = np.zeros_like(mix)
+    gains = [[1, 1, 1, 1], [1, 0, 1, 1]]
+    (drawn,) = separate_pair(separator, [silent, silent], gains, rate, [0]).draws
+    assert all(np.array_equal(x, silent) for x in drawn.values())
+    (drawn,) = redo(separator, dict.fromkeys(STEMS, silent), 0.2, 0.5, rate, [0]).draws
+    assert all(np.array_equal(x, silent) for x in drawn.values())
+
+
 def short(**change):
     stems = dict.fromkeys(STEMS, np.zeros(100, np.float32))
     return stems | change
@@ -174,6 +189,7 @@ def short(**change):
         (lambda s: separate_known(s, np.zeros(100), {"bass": np.zeros(99)}, RATE, [0]), "expected"),
         (lambda s: separate_known(s, np.zeros(100), short(), RATE, [0]), "all stems are known"),
         (lambda s: separate_known(s, np.full(9, np.nan), {}, RATE, [0]), "not finite"),
+        (lambda s: separate_known(s, np.full(9, 1e-44), {}, RATE, [0]), "too quiet"),
         (lambda s: separate_known(s, np.zeros(9, np.int16), {}, RATE, [0]), "floats"),
         (lambda s: redo(s, short(), 1.0, 2.0, RATE, [0]), "region inside"),
         (lambda s: redo(s, {"bass": np.zeros(9)}, 0.0, 2.0, RATE, [0]), "expected bass"),

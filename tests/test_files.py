@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ import soundfile as sf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mgdm_audio import STEMS, Separator
+from mgdm_audio import STEMS, Separator, write
 from mgdm_audio.files import Options, Task, output_format, separate_files
 from mgdm_audio.store import FolderStore
 
@@ -181,6 +182,28 @@ def test_cancelled_and_resumed(separator, tmp_path):
     report = json.loads((tmp_path / "cut" / "report.json").read_text())
     assert report == json.loads(json.dumps(resumed.report))
     assert not (tmp_path / "cut" / ".work").exists()
+
+
+def test_what_is_there_needs_no_room_again(separator, tmp_path, monkeypatch):
+    path, cut = noise(tmp_path / "a.wav", 40_000), task(tmp_path / "a.wav", tmp_path / "o")
+    per_window, needed = separator.sampler.cost().calls, []
+
+    def asked(folder, size, check=write.check_space):
+        needed.append(size)
+        check(folder, size)
+
+    monkeypatch.setattr(write, "check_space", asked)
+    with pytest.raises(KeyboardInterrupt):
+        list(separate_files(separator, [cut], Options(9), cancel_after(3 * per_window + 1)))
+    there = sum(found.stat().st_size for found in cut.work.glob("*.f32"))
+    assert there > 100_000
+    # So much is left of what there was room for.
+    usage = SimpleNamespace(free=needed[0] - there)
+    monkeypatch.setattr(write.shutil, "disk_usage", lambda folder: usage)
+    (refused,) = separate_files(separator, [task(path, tmp_path / "new")], Options(9))
+    assert isinstance(refused.error, write.NoSpace)
+    (resumed,) = separate_files(separator, [cut], Options(9, resume=True))
+    assert resumed.error is None
 
 
 def test_damaged_state_is_made_again(separator, tmp_path):

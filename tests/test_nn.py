@@ -137,7 +137,16 @@ def test_small_noise_leaves_the_signal(net):
         ("TokenUNet", {"colour": 1}, "unknown network arguments"),
         ("TokenUNet", {"backbone": {"colour": 1}}, "does not take"),
         ("TokenUNet", {"backbone": {"bins": 100}}, "multiple of 16"),
+        ("TokenUNet", {"backbone": {"bins": 16}}, "at least 32, got 16"),
+        ("TokenUNet", {"backbone": {"patch": 0}}, "patch = 0, expected 1 or more"),
+        ("TokenUNet", {"backbone": {"channels": [0, 96]}}, r"channels = \[0, 96\]"),
+        ("TokenUNet", {"backbone": {"blocks": [1]}}, "two of each"),
+        ("TokenUNet", {"backbone": {"blocks": [1, -1]}}, r"blocks = \[1, -1\]"),
         ("UNet2d", {"backbone": {"bins": 80}}, "multiple of 32"),
+        ("UNet2d", {"backbone": {"channels": []}}, "two or more"),
+        ("UNet2d", {"backbone": {"channels": [8]}}, "two or more"),
+        ("UNet2d", {"backbone": {"patch": 0}}, "patch = 0, expected 1 or more"),
+        ("UNet2d", {"backbone": {"blocks": -1}}, "blocks = -1, expected 0 or more"),
         ("RegressorMean", {"of": []}, "does not take"),
         ("RegressorMean", {"of": [], "shares": []}, "0 networks"),
         ("RegressorMean", {"of": [PRIOR], "shares": [1]}, "not all"),
@@ -185,8 +194,9 @@ def test_what_shares_by_stem_leave_goes_to_the_loud():
 def test_refuses_shapes(net):
     with pytest.raises(ValueError, match="x must have shape"):
         net(torch.zeros(2, 3, 64), torch.ones(2))
-    with pytest.raises(ValueError, match="sigma must have shape"):
-        net(torch.zeros(2, 4, 64), torch.ones(3))
+    for wrong in ((), (3,), (2, 1), (2, 3), (2, 5), (2, 4, 1)):
+        with pytest.raises(ValueError, match="sigma must have shape"):
+            net(torch.zeros(2, 4, 64), torch.ones(wrong))
 
 
 def test_gradients_of_the_convolutions_are_those_of_torch():

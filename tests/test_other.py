@@ -49,6 +49,19 @@ def test_the_spectrum_of_white_noise_is_flat_and_at_its_level():
     assert torch.allclose(spectrum.at(5000, -10.0), power / 10)
 
 
+@pytest.mark.parametrize("length", [20, 1000, 2048, 4410, 30_000])
+def test_the_spectrum_of_a_short_signal_has_its_level(length):
+    x = torch.randn(400, length, generator=torch.Generator().manual_seed(1))
+    assert float(Spectrum([x]).power.mean()) == pytest.approx(1, rel=0.05)
+
+
+def test_the_spectrum_of_a_long_signal_is_that_of_whole_frames():
+    """As it always was: or seeds would not give the stems again that they gave."""
+    x = torch.randn(100_000, generator=torch.Generator().manual_seed(1))
+    filled = nn.functional.pad(x, (0, -len(x) % 4096))
+    assert torch.equal(Spectrum([x]).power, Spectrum([filled]).power)
+
+
 def draw(power, samples, seed):
     """Noise with a power in each bin of its transform."""
     z = np.random.default_rng(seed).standard_normal(samples)

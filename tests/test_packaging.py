@@ -58,7 +58,7 @@ def test_everything_imported_is_required() -> None:
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 imported.add(node.module.split(".")[0])
     # Of the extras `app`, `catalogue` and `ray`, whose absence their commands say in a line.
-    required |= {"gradio", "fsspec", "pyarrow", "ray"}
+    required |= {"gradio", "starlette", "fsspec", "pyarrow", "ray"}
     assert imported - set(sys.stdlib_module_names) - {"mgdm_audio"} <= required
 
 

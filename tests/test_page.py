@@ -14,7 +14,7 @@ import soundfile as sf
 from browser import chromium, errors
 
 from mgdm_audio import STEMS
-from mgdm_audio.page import page, write_page
+from mgdm_audio.page import page
 from mgdm_audio.uncertainty import assess
 
 RATE = 22050
@@ -127,12 +127,11 @@ def test_what_an_encoder_has_no_room_for():
 @pytest.mark.parametrize(
     ("title", "shown"), [(b"caf\xe9.wav", "caf\ufffd.wav"), (b"__DATA__.wav", "__DATA__.wav")]
 )
-def test_names_that_are_no_text_or_marks_of_the_template(tmp_path, stems, music, title, shown):
+def test_names_that_are_no_text_or_marks_of_the_template(stems, music, title, shown):
     text = page(os.fsdecode(title), music.sum(0), stems, RATE, {})
-    write_page(tmp_path / "page.html", text)
-    written = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert f"<title>{shown}</title>" in written
-    assert data_of(written)["title"] == shown
+    text.encode("utf-8")  # it can be written
+    assert f"<title>{shown}</title>" in text
+    assert data_of(text)["title"] == shown
 
 
 @pytest.fixture
@@ -140,17 +139,22 @@ def driver(tmp_path):
     yield from chromium(str(tmp_path))
 
 
+def opened(driver, wait, folder, text):
+    """The play button of a page that has decoded what it holds."""
+    path = folder / "page.html"
+    path.write_text(text, encoding="utf-8")
+    driver.get(path.as_uri())
+    play = driver.find_element("id", "play")
+    wait.until(lambda _: play.is_enabled())
+    return play
+
+
 def test_in_a_browser(driver, text, tmp_path):
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 
-    path = tmp_path / "page.html"
-    write_page(path, text)
-    assert not (tmp_path / "page.html.part").exists()
-    driver.get(path.as_uri())
     wait = WebDriverWait(driver, 60)
-    play = driver.find_element(By.ID, "play")
-    wait.until(lambda _: play.is_enabled())
+    play = opened(driver, wait, tmp_path, text)
 
     def gains():
         return driver.execute_script("return player.gains()")
@@ -198,3 +202,57 @@ def test_in_a_browser(driver, text, tmp_path):
     wait.until(lambda _: driver.execute_script("return player.time() >= player.duration"))
     assert not driver.execute_script("return player.playing")  # it ends by itself
     assert not errors(driver)
+
+
+# Whatever the tracks play is counted, and the context resumes when the test says so.
+HELD = """
+const context = player.context, make = context.createBufferSource.bind(context);
+window.sources = 0;
+context.createBufferSource = () => {
+  const source = make();
+  const start = source.start.bind(source), stop = source.stop.bind(source);
+  source.start = (...a) => { window.sources++; start(...a); };
+  source.stop = () => { window.sources--; stop(); };
+  return source;
+};
+const resume = context.resume.bind(context);
+window.held = [];
+context.resume = () => new Promise((done, fail) => window.held.push(
+  (works) => (works ? resume().then(done) : fail(new Error("no device")))));
+"""
+
+
+def test_presses_while_the_context_resumes(driver, stems, music, tmp_path):
+    """Two of play start every track once; a stop or a seek in between holds; a failure does not."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    wait = WebDriverWait(driver, 60)
+    play = opened(driver, wait, tmp_path, page("x", music.sum(0), stems, RATE, {}))
+    driver.execute_script(HELD)
+
+    def resumed(works="true"):
+        """Lets the context resume; how many sources play then."""
+        driver.execute_async_script(
+            f"for (const go of window.held.splice(0)) go({works});setTimeout(arguments[0], 300);"
+        )
+        return driver.execute_script("return window.sources")
+
+    play.click()
+    play.click()
+    assert resumed() == 1 + len(STEMS)
+    assert driver.execute_script("return player.playing")
+    play.click()
+    assert driver.execute_script("return [window.sources, player.playing]") == [0, False]
+    play.click()
+    driver.execute_script("player.stop()")
+    assert resumed() == 0
+    play.click()
+    driver.execute_script("player.stop(); player.play()")
+    assert resumed() == 1 + len(STEMS)
+    driver.execute_script("player.seek(3); player.seek(6)")
+    assert resumed() == 1 + len(STEMS)
+    assert driver.execute_script("return player.offset") == 6
+    driver.execute_script("player.stop(); player.play().catch(() => 0)")
+    assert resumed("false") == 0
+    play.click()
+    assert resumed() == 1 + len(STEMS)

@@ -225,6 +225,7 @@ def test_active_level_leaves_silence_out():
     tone = torch.cat([torch.zeros(22050), 0.5 * torch.ones(22050)])
     assert active_level(tone, 22050) == pytest.approx(0.5)
     assert active_level(torch.zeros(100), 22050) == 0
+    assert active_level(tone[-20:], 22050) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from mgdm_audio import STEMS, Separator, song
 from mgdm_audio.audio import AudioError, resample
 from mgdm_audio.files import Options, Task, separate_files
 from mgdm_audio.metrics import si_sdr_improvement
-from mgdm_audio.recording import ArraySource, in_memory
+from mgdm_audio.recording import ArraySource, Heard, in_memory
 from mgdm_audio.samplers.mgdm import MGDM
 from mgdm_audio.store import MemoryStore
 
@@ -105,6 +105,25 @@ def test_level_does_not_matter(separator, music):
     loud = separator.separate(mix, 22050, seed=5).stems["bass"]
     quiet = separator.separate(mix * np.float32(2**-12), 22050, seed=5).stems["bass"]
     assert np.abs(quiet * 2**12 - loud).max() < 1e-3 * np.abs(loud).max()
+
+
+@pytest.mark.parametrize("length", [20, 200, 1000, 2204, 2205, 10_000])
+def test_short_recordings_are_heard_at_the_prior_s_level(length):
+    x = np.random.default_rng(length).standard_normal((1, length)).astype(np.float32)
+    heard = Heard(ArraySource(x, 22050), 22050, 0.1)
+    heard.scan()
+    # One that is longer than a tenth of a second may end in a block that is not full.
+    assert np.sqrt(heard.mean_square()) == pytest.approx(0.1, rel=1e-5 if length < 2206 else 0.1)
+
+
+def test_the_quietest_recordings(separator, music):
+    mix = music.sum(0)[:16384]
+    mix = np.stack([mix, 0.5 * mix])
+    loud = separator.separate(mix, 44100, seed=5).stems["bass"]
+    quiet = separator.separate(mix * np.float32(2**-100), 44100, seed=5).stems["bass"]
+    assert np.abs(quiet.astype(np.float64) * 2**100 - loud).max() < 1e-3 * np.abs(loud).max()
+    with pytest.raises(AudioError, match="too quiet, 881 dB below full scale; amplify it first"):
+        separator.separate(np.full((1, 9000), 1e-44, np.float32), 22050, seed=5)
 
 
 def test_silence_stays_silent(separator):
@@ -321,3 +340,13 @@ def test_stems_that_cannot_be_written(separator, music, tmp_path, names, message
     with pytest.raises(ValueError, match=message):
         result.write({name: tmp_path / "out" / f"{name}.wav" for name in names})
     assert not (tmp_path / "out").exists()
+
+
+def test_two_stems_of_one_file_are_refused(separator, music, tmp_path):
+    result = separator.separate(music.sum(0)[:4000], 22050, seed=0)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    for other in ("out/x.wav", "out/../out/x.wav", "link/x.wav"):
+        with pytest.raises(ValueError, match=r"bass and piano would both be written to .*x\.wav"):
+            result.write({"bass": tmp_path / "out" / "x.wav", "piano": str(tmp_path / other)})
+    assert not any((tmp_path / "out").iterdir())

@@ -132,7 +132,11 @@ def test_table(folder):
         ('path,known\na.wav,"{""voice"": ""v.wav""}"\n', "row 1: known stems must be files by"),
         ("path,name\na.wav,../b\n", "row 1: '../b' is no name"),
         ("path,name\na.wav,/b\n", "row 1: '/b' is no name"),
-        ("path\na.wav,b.wav\n", "row 1: unknown column"),
+        ("path\na.wav,b.wav\n", "row 1: has more cells than there are columns"),
+        (
+            'path,settings\na.wav,{"steps": 3, "average": 2}\n',
+            'put JSON in quotes, with "" for each quote in it',
+        ),
         ("path\n", "there is no song"),
         ("path\na/x.wav\nb.wav\na/x.flac\n", "both the name 'a/x'"),
     ],

@@ -137,3 +137,38 @@ def test_quiet_recordings_with_silence_in_them(channels, level):
     assert torch.isfinite(out).all()
     # Of a power of two the same bits would come out.
     assert torch.allclose(out / level, spread_stems(stems, mix, 44_100, 22_050), atol=1e-4)
+
+
+def test_silence_is_silence_in_every_stem():
+    """Also where the stems that were made of it are none: there is nothing to be learnt."""
+    for channels in (1, 2):
+        silent = torch.zeros(channels, 20_000)
+        for stems in (torch.randn(3, 20_000), torch.zeros(3, 20_000)):
+            assert torch.equal(
+                spread_stems(stems, silent, RATE, PRIOR), torch.zeros(3, channels, 20_000)
+            )
+
+
+def test_what_is_all_but_silent_still_adds_up():
+    y = 1e-30 * torch.randn(2, 9000, generator=torch.Generator().manual_seed(0))
+    out = spread_stems(y.mean(0).expand(2, -1) / 2, y, RATE, PRIOR)
+    assert (out.sum(0) - y).abs().max() < 1e-5 * y.abs().max()
+
+
+def test_many_channels_are_solved_some_frames_at_a_time(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    y = 0.1 * torch.randn(12, 9000, generator=generator)
+    stems = 0.1 * torch.randn(4, 9000, generator=generator)
+    whole = spread_stems(stems, y, RATE, PRIOR)
+    sizes = []
+
+    def counted(a, b, solve=torch.linalg.solve):
+        if a.ndim == 4:
+            sizes.append(a.numel())
+        return solve(a, b)
+
+    monkeypatch.setattr(torch.linalg, "solve", counted)
+    monkeypatch.setattr(spread, "_ENTRIES", 300_000)
+    assert torch.equal(spread_stems(stems, y, RATE, PRIOR), whole)
+    assert len(sizes) > 3
+    assert max(sizes) <= 300_000

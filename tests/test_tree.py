@@ -66,6 +66,27 @@ def test_what_lies_in_the_output_folder_alone(tree, argument):
     )
 
 
+def test_what_cannot_be_looked_at_does_not_stop_the_others(tree, monkeypatch):
+    """Folders without permission are only met by those who are not root."""
+    (tree / "loop.wav").symlink_to("loop.wav")
+    is_dir = Path.is_dir
+
+    def locked(path):
+        if path.parts[0] == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_dir(path)
+
+    monkeypatch.setattr(Path, "is_dir", locked)
+    long = "x" * 300
+    found, errors = find_inputs(["locked/s.wav", long, "loop.wav", "x.wav"], Path("out"))
+    assert found[-1] == Input(Path("x.wav"))
+    told = {name: str(error) for name, error in errors}
+    assert told["locked/s.wav"] == "locked/s.wav: Permission denied"
+    # What this Python does not stumble over here is tried, and the error is that of the file.
+    names = {*told, *(str(item.path) for item in found)}
+    assert names == {"locked/s.wav", long, "loop.wav", "x.wav"}
+
+
 def test_work_folders_are_hidden_and_differ():
     a, b = (work_folder(Path("o"), f"{name}/*.*") for name in ("a", "b"))
     assert a != b

@@ -163,9 +163,16 @@ def test_one_noise_level_for_all_stems():
     assert torch.allclose(together, alone, atol=1e-5)
     with pytest.raises(ValueError, match="one noise level for all stems"):
         net(x, torch.tensor([[0.1, 0.1, 0.1, 0.2]] * 2))
-    for wrong in (torch.ones(3), torch.ones(2, 3), torch.ones(())):
+
+
+@pytest.mark.parametrize("name", ["UNet1d", "UNet1dStack"])
+def test_shapes_that_do_not_fit(name):
+    net, x = build(name, {"backbone": TINY}), noisy(4)
+    for wrong in ((), (3,), (2, 1), (2, 3), (2, 5), (2, 4, 1)):
         with pytest.raises(ValueError, match="sigma must have shape"):
-            net(x, wrong)
+            net(x, torch.ones(wrong))
+    with pytest.raises(ValueError, match=r"\(batch, 4, time\)"):
+        net(noisy(3), torch.ones(2))
 
 
 def test_a_stack_is_its_parts():
@@ -180,6 +187,17 @@ def test_a_stack_is_its_parts():
     assert torch.equal(stack(x, sigma[:, 0]), stack(x, sigma[:, :1].expand(2, 3)))
     with pytest.raises(ValueError, match="single"):
         StackedWaveformDenoiser([tiny(4)])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "error"), [(torch.float64, 0), (torch.bfloat16, 0.02), (torch.float16, 0.002)]
+)
+def test_takes_signals_of_any_precision(dtype, error):
+    """As the networks on bins do: it computes in float32, and gives back what it got."""
+    net, x, sigma = tiny(), noisy(4), torch.full((2,), 0.3)
+    out = net(x.to(dtype), sigma)
+    assert out.dtype == dtype
+    assert (out.float() - net(x, sigma)).abs().max() <= error
 
 
 def test_half_precision_is_close():
@@ -199,6 +217,18 @@ def test_half_precision_is_close():
         ({"multipliers": [2, 2, 4, 4]}, "and 1"),
         ({"resnet_groups": 7}, "7 groups"),
         ({"kernel_multiplier_downsample": 3}, "even number"),
+        ({"in_channels": 0}, "in_channels = 0, expected 1 or more"),
+        ({"channels": 0}, "channels = 0, expected 1 or more"),
+        ({"patch_factor": 0}, "patch_factor = 0, expected 1 or more"),
+        ({"multipliers": [1, 2, 0, 4]}, r"multipliers = \[1, 2, 0, 4\], expected 1 or more"),
+        ({"factors": [4, 0, 2]}, r"factors = \[4, 0, 2\], expected 2 or more"),
+        ({"factors": [4, 1, 2]}, r"factors = \[4, 1, 2\], expected 2 or more"),
+        ({"num_blocks": [2, -1, 2]}, r"num_blocks = \[2, -1, 2\], expected 0 or more"),
+        ({"attention_heads": 0}, "attention_heads = 0, expected 1 or more"),
+        ({"attention_features": 0}, "attention_features = 0, expected 1 or more"),
+        ({"attention_multiplier": 0}, "attention_multiplier = 0, expected 1 or more"),
+        ({"resnet_groups": 0}, "resnet_groups = 0, expected 1 or more"),
+        ({"kernel_multiplier_downsample": 0}, "kernel_multiplier_downsample = 0, expected 1"),
         ({"dropout": 0.1}, "does not take"),
     ],
 )
@@ -207,8 +237,11 @@ def test_arguments_that_do_not_fit(change, message):
         build("UNet1d", {"backbone": {**TINY, **change}})
 
 
+def test_a_level_may_have_no_blocks():
+    net = build("UNet1d", {"backbone": {**TINY, "num_blocks": [0, 0, 0]}})
+    assert net(noisy(4), torch.ones(2)).shape == noisy(4).shape
+
+
 def test_input_that_does_not_fit():
-    with pytest.raises(ValueError, match=r"\(batch, 4, time\)"):
-        tiny()(noisy(3), torch.ones(2))
     with pytest.raises(ValueError, match="multiple of 192"):
         tiny().unet(noisy(4, samples=100), torch.ones(2))

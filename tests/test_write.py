@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -127,6 +130,61 @@ def test_a_failing_write_is_an_os_error_and_leaves_nothing(tmp_path, monkeypatch
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no disk that is full")
+@pytest.mark.parametrize("container", ["wav", "flac"])
+def test_a_disk_that_fills_up_while_files_are_written(tmp_path, container):
+    full = tmp_path / f"full.{container}"
+    full.symlink_to("/dev/full")
+    x = NOISE.T[None]
+    with pytest.raises(write.NoSpace, match=r"no space left .* \(-o\)$"):
+        write.write_blocks([full], [(0,)], [(x, x[0])], 44100, 2, 22050, "PCM_16", container)
+
+
+@pytest.mark.parametrize(("container", "missing"), [("wav", 1), ("wav", 50_000), ("flac", 100)])
+def test_the_reason_of_a_failing_write_is_told(tmp_path, container, missing):
+    """Also of the last block of a FLAC file, of which libsndfile says nothing."""
+    resource = pytest.importorskip("resource")
+    x = NOISE.T[None]
+    whole, cut = tmp_path / f"whole.{container}", tmp_path / "o" / f"cut.{container}"
+    write.write_stems([whole], x, x[0], 44100, "PCM_16", None, container)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (whole.stat().st_size - missing, hard))
+    try:
+        with pytest.raises(OSError, match="cannot write: File too large") as error:
+            write.write_stems([cut], x, x[0], 44100, "PCM_16", None, container)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert error.value.errno == errno.EFBIG
+    assert not cut.parent.exists()
+
+
+def test_a_name_that_is_a_folder_s_is_refused_before_anything_is_replaced(tmp_path):
+    (tmp_path / "a.wav").write_text("old")
+    (tmp_path / "b.wav").mkdir()
+    x = np.zeros((2, 1, 10), np.float32)
+    with pytest.raises(OSError, match=r"b\.wav: is a folder; rename it"):
+        write.write_stems([tmp_path / "a.wav", tmp_path / "b.wav"], x, x[0], 8000, "FLOAT")
+    assert (tmp_path / "a.wav").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.wav", "b.wav"]
+
+
+def test_names_on_another_file_system_than_the_work_folder(tmp_path):
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is one file system")
+    work = tmp_path / ".work"
+    work.mkdir()
+    with tempfile.TemporaryDirectory(dir=memory) as elsewhere:
+        (tmp_path / "linked").symlink_to(elsewhere)
+        paths = [tmp_path / "linked" / "a.wav", tmp_path / "own" / "b.wav"]
+        with write.staged(paths, work) as temporary:
+            assert [path.parent for path in temporary] == [paths[0].parent, work]
+            for path in temporary:
+                path.write_text("new")
+        assert [path.read_text() for path in paths] == ["new", "new"]
+        assert [path.name for path in Path(elsewhere).iterdir()] == ["a.wav"]
+
+
 def test_a_folder_that_cannot_be_made_is_an_os_error(tmp_path):
     (tmp_path / "file").write_text("x")
     x = np.zeros((1, 1, 10), np.float32)
@@ -186,11 +244,20 @@ def test_missing_frames_are_an_error(tmp_path):
         (("flac", "FLOAT", 44100, 2), "does not hold"),
         (("flac", "PCM_24", 44100, 9), "at most 8"),
         (("flac", "PCM_24", 700000, 2), "655350"),
+        (("flac", "PCM_16", 95904, 2), "steps of 10 Hz, got 95904; use wav"),
     ],
 )
 def test_formats_that_do_not_exist(arguments, message):
     with pytest.raises(ValueError, match=message):
         write.check_format(*arguments)
+
+
+@pytest.mark.parametrize("rate", [44_101, 65_535, 65_540, 96_000, 655_350])
+def test_rates_that_flac_has(tmp_path, rate):
+    write.check_format("flac", "PCM_16", rate, 1)
+    x = np.zeros((1, 1, 10), np.float32)
+    write.write_stems([tmp_path / "a.flac"], x, x[0], rate, "PCM_16", None, "flac")
+    assert sf.info(tmp_path / "a.flac").samplerate == rate
 
 
 def test_too_little_space_is_an_error(tmp_path):

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mgdm_audio.nn.checks import check_noisy
 from mgdm_audio.nn.stft import TightFrame
 
 
@@ -100,13 +101,7 @@ class SpectralDenoiser(SpectralNetwork):
         Raises:
             ValueError: if the shapes do not fit.
         """
-        if x.ndim != 3 or x.shape[1] != self.stems:
-            raise ValueError(f"x must have shape (batch, {self.stems}, time), got {tuple(x.shape)}")
-        if sigma.ndim not in (1, 2) or sigma.shape[0] != x.shape[0]:
-            raise ValueError(
-                f"sigma must have shape ({x.shape[0]},) or ({x.shape[0]}, {self.stems}), "
-                f"got {tuple(sigma.shape)}"
-            )
+        check_noisy(x, sigma, self.stems)
         samples = x.shape[-1]
         sigma = sigma.to(torch.float32)
         if sigma.ndim == 1:

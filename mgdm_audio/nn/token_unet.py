@@ -25,6 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from mgdm_audio.nn.checks import check_least
+
 
 class NoiseEmbedding(nn.Module):
     """Log noise levels (B, K) to one vector (B, width): sines and cosines, then two layers."""
@@ -127,7 +129,8 @@ class TokenUNet(nn.Module):
 
     Arguments:
         stems: the number of stems K.
-        bins: frequency bins without the Nyquist bin, a multiple of ``4 * patch``.
+        bins: frequency bins without the Nyquist bin, a multiple of ``4 * patch`` and at least
+            ``8 * patch``.
         patch: bins per patch.
         channels: channels at the patch resolution and at a quarter of it.
         blocks: TFC-TDF blocks on either side of the U at the two resolutions.
@@ -136,6 +139,9 @@ class TokenUNet(nn.Module):
         expansion: the hidden width of their perceptron, in units of ``width``.
         embedding: the width of the noise embedding.
         parts: the number of signals that come out, by default the stems.
+
+    Raises:
+        ValueError: if these do not fit together.
     """
 
     def __init__(
@@ -153,8 +159,20 @@ class TokenUNet(nn.Module):
     ) -> None:
         super().__init__()
         self.parts = stems if parts is None else parts
-        if bins % (4 * patch):
-            raise ValueError(f"bins must be a multiple of {4 * patch}, got {bins}")
+        if len(channels) != 2 or len(blocks) != 2:
+            raise ValueError(
+                f"got channels = {channels} and blocks = {blocks}, expected two of each"
+            )
+        check_least(
+            1, stems=stems, patch=patch, channels=channels, width=width, expansion=expansion,
+            embedding=embedding, parts=self.parts,
+        )  # fmt: skip
+        check_least(0, blocks=blocks, depth=depth)
+        # The layers along frequency go down to an eighth of the patches.
+        if bins % (4 * patch) or bins < 8 * patch:
+            raise ValueError(
+                f"bins must be a multiple of {4 * patch} and at least {8 * patch}, got {bins}"
+            )
         self.patch = patch
         fine, coarse = channels
         bands = bins // patch

@@ -32,6 +32,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mgdm_audio.nn.checks import check_least
+
 SKIP_SCALE = 2**-0.5
 EPS = 1e-5
 
@@ -273,6 +275,14 @@ class UNet1d(nn.Module):
                 f"num_blocks and {len(attentions)} attentions; expected as many of each, and one "
                 "multiplier more"
             )
+        check_least(
+            1, in_channels=in_channels, channels=channels, patch_factor=patch_factor,
+            multipliers=multipliers, attention_heads=attention_heads,
+            attention_features=attention_features, attention_multiplier=attention_multiplier,
+            resnet_groups=resnet_groups, kernel_multiplier_downsample=kernel_multiplier_downsample,
+        )  # fmt: skip
+        check_least(2, factors=factors)  # upsampling has no form for 1
+        check_least(0, num_blocks=num_blocks)
         widths = [channels * m for m in multipliers]
         if multipliers[0] != 1 or channels % patch_factor or channels % 2:
             raise ValueError(

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mgdm_audio.nn.checks import check_least
 from mgdm_audio.nn.token_unet import ModulatedNorm, NoiseEmbedding, convolved
 
 
@@ -44,13 +45,13 @@ class UNet2d(nn.Module):
         stems: the number of stems K.
         bins: frequency bins without the Nyquist bin, a multiple of all the reductions.
         patch: bins per patch.
-        channels: at each resolution.
+        channels: at each resolution, two or more.
         blocks: on either side at each resolution; four times as many at the last.
         embedding: the width of the noise embedding.
         parts: the number of signals that come out, by default the stems.
 
     Raises:
-        ValueError: if the reductions do not divide the bins.
+        ValueError: if the reductions do not divide the bins, or a number is too small.
     """
 
     def __init__(
@@ -66,6 +67,13 @@ class UNet2d(nn.Module):
         super().__init__()
         self.parts = stems if parts is None else parts
         self.patch = patch
+        if len(channels) < 2:
+            raise ValueError(f"got channels = {channels}, expected two or more")
+        check_least(
+            1, stems=stems, bins=bins, patch=patch, channels=channels, embedding=embedding,
+            parts=self.parts,
+        )  # fmt: skip
+        check_least(0, blocks=blocks)
         self.strides = [(1, 4), *[(2, 2)] * (len(channels) - 2)]
         step = patch * 4 * 2 ** (len(channels) - 2)
         if bins % step:

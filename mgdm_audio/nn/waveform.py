@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mgdm_audio.nn.checks import check_noisy
 from mgdm_audio.nn.unet1d import UNet1d
 
 
@@ -71,26 +72,22 @@ class WaveformDenoiser(nn.Module):
         Raises:
             ValueError: if the shapes do not fit, or the stems have different noise levels.
         """
-        if x.ndim != 3 or x.shape[1] != self.stems:
-            raise ValueError(f"x must have shape (batch, {self.stems}, time), got {tuple(x.shape)}")
-        s = self._common(sigma, x).to(torch.float32)
+        check_noisy(x, sigma, self.stems)
+        s = self._common(sigma).to(torch.float32)
         d = self.sigma_data
         samples = x.shape[-1]
-        padded = F.pad(x, (0, -samples % self.unet.multiple))
+        # Its weights are float32, and torch does not mix.
+        padded = F.pad(x.to(torch.float32), (0, -samples % self.unet.multiple))
         total = s.square() + d**2
         scalings = (total.rsqrt(), s * d * total.rsqrt(), d**2 / total)
-        c_in, c_out, c_skip = (c[:, None, None].to(x.dtype) for c in scalings)
-        answer = self.unet(padded * c_in, s.log() / 4).to(x.dtype)
-        clean = (c_skip * padded + c_out * answer)[..., :samples]
+        c_in, c_out, c_skip = (c[:, None, None] for c in scalings)
+        answer = self.unet(padded * c_in, s.log() / 4).to(torch.float32)  # less under autocast
+        clean = (c_skip * padded + c_out * answer)[..., :samples].to(x.dtype)
         return clean if self.clamp is None else clean.clamp(-self.clamp, self.clamp)
 
-    def _common(self, sigma: Tensor, x: Tensor) -> Tensor:
+    @staticmethod
+    def _common(sigma: Tensor) -> Tensor:
         """The one noise level of each item, (B,)."""
-        if sigma.ndim not in (1, 2) or sigma.shape not in (x.shape[:1], x.shape[:2]):
-            raise ValueError(
-                f"sigma must have shape ({x.shape[0]},) or ({x.shape[0]}, {self.stems}), "
-                f"got {tuple(sigma.shape)}"
-            )
         if sigma.ndim == 1:
             return sigma
         if bool((sigma != sigma[:, :1]).any()):
@@ -127,8 +124,7 @@ class StackedWaveformDenoiser(nn.Module):
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         """See :class:`WaveformDenoiser`; here sigma (B, K) may differ from stem to stem."""
-        if x.ndim != 3 or x.shape[1] != self.stems:
-            raise ValueError(f"x must have shape (batch, {self.stems}, time), got {tuple(x.shape)}")
+        check_noisy(x, sigma, self.stems)
         per_stem = sigma if sigma.ndim == 2 else sigma[:, None].expand(x.shape[:2])
         return torch.cat(
             [prior(x[:, k : k + 1], per_stem[:, k]) for k, prior in enumerate(self.priors)], dim=1
