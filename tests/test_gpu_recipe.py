@@ -334,6 +334,58 @@ def test_songs_to_validate_on_come_cut(home: Path, tmp_path: Path) -> None:
     assert np.array_equal(found, validation_crops(corpus, 4096)[:2])
 
 
+def test_what_is_over_full_scale_in_a_coded_part_is_clipped(tmp_path: Path) -> None:
+    t = np.arange(22050) / 22050
+    soundfile.write(
+        tmp_path / "x.ogg", 1.2 * np.sin(2 * np.pi * 300 * t), 22050, "VORBIS", format="OGG"
+    )
+    unpack.unpack_song(tmp_path / "x.ogg", tmp_path / "there", {"song": 0, "file": "0.npy"})
+    found = np.load(tmp_path / "there" / "0.npy")
+    assert found.dtype == np.int16
+    assert found.shape == (1, 22050)
+    peaks = np.sin(2 * np.pi * 300 * t) > 0.95
+    assert found[0, peaks].min() > 32000
+    assert np.abs(np.diff(found[0].astype(int))).max() < 5000  # no jump to the other sign
+
+
+def test_a_training_that_runs_is_not_begun_again(tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "train.pid").write_text(str(os.getpid()))
+    done = subprocess.run(
+        ["bash", str(ROOT / "recipes/prior/gpu.sh"), "begin", "1"],
+        env={**os.environ, "WORK": str(tmp_path)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "training is running" in done.stderr
+    assert "gpu.sh end first" in done.stderr
+    assert (tmp_path / "tree").is_dir()  # what runs is as it was
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_options_of_a_run_that_goes_on(begun: bool, tmp_path: Path) -> None:
+    """train.py is given what is usual at a run's start, and what was asked for whenever it was."""
+    for folder in ("corpus/train", "run-prior"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "corpus/train/index.jsonl").write_text("{}\n")
+    if begun:
+        (tmp_path / "run-prior/checkpoint.pt").write_text("")
+    (tmp_path / "python").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+    environment = {
+        **os.environ, "WORK": str(tmp_path), "PYTHON": str(tmp_path / "python"), "FIRST": "1",
+        "RECIPE": "prior", "BATCH": "7",
+    }  # fmt: skip
+    for name in ("SECONDS_OF_CROP", "NETWORK", "MORE"):
+        environment.pop(name, None)
+    told = subprocess.run(
+        ["bash", str(ROOT / "recipes/prior/gpu.sh"), "train", "1"],
+        env=environment, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert "--batch 7" in told
+    assert "--steps 20000" in told
+    assert ("--seconds 3.99" in told) == ("--network" in told) == (not begun)
+
+
 def test_a_part_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "reel").write_bytes(bytes(3 * 2**20))
     bundle.check_size(tmp_path, 2**20)

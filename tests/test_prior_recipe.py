@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 from mgdm_audio import hub
 from recipes.prior.data import (
@@ -20,8 +21,9 @@ from recipes.prior.data import (
 )
 from recipes.prior.export import export
 from recipes.prior.timbre import equalised
-from recipes.prior.train import PriorTask, Settings, edm_loss, resume
-from recipes.training.trainer import Runtime, Trainer, item_generator
+from recipes.prior.train import PriorTask, Settings, edm_loss, main, resume
+from recipes.training import command
+from recipes.training.trainer import Runtime, Trainer, item_generator, load_state
 
 NETWORK = {
     "class": "TokenUNet",
@@ -196,6 +198,43 @@ def test_validation_crops_are_fixed(corpus):
 def test_missing_corpus(tmp_path):
     with pytest.raises(FileNotFoundError, match="render"):
         StemCorpus(tmp_path / "nothing")
+
+
+def test_options_that_a_run_that_goes_on_has_not(corpus, tmp_path):
+    """Equal ones pass, --steps moves the end, others are refused, by name."""
+    for split in ("train", "valid"):
+        (tmp_path / "songs" / split).mkdir(parents=True)
+        samples = 4 * 2**17
+        np.save(tmp_path / "songs" / split / "0.npy", np.ones((4, samples), np.int16))
+        line = json.dumps({"song": 0, "file": "0.npy", "samples": samples})
+        (tmp_path / "songs" / split / "index.jsonl").write_text(line + "\n")
+    network = {"channels": [4, 4], "blocks": [1, 1], "width": 8, "depth": 1, "embedding": 8}
+    begun = ["--batch", "2", "--seconds", "0.4", "--seed", "3", "--network", json.dumps(network)]
+
+    def call(*more: str) -> Any:
+        folders = ["--corpus", str(tmp_path / "songs"), "--out", str(tmp_path / "run")]
+        rest = ["--device", "cpu", "--validate-minutes", "inf", "--score-minutes", "inf"]
+        return CliRunner().invoke(main, [*folders, *rest, *more])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "measure", lambda *_: None)
+        assert call("--steps", "1", *begun).exit_code == 0
+        again = call("--steps", "2", *begun)
+        assert again.exit_code == 0, again.output
+        assert "continues at step 1 of 2" in again.output
+        assert call().exit_code == 0
+    for option, other, had in (
+        ("batch", "8", "2"),
+        ("lr", "1e-5", "0.001"),
+        ("seed", "7", "3"),
+        ("seconds", "1", "0.39"),
+        ("network", "{}", '{"channels'),
+    ):
+        refused = call("--steps", "9", *begun, f"--{option}", other)
+        assert refused.exit_code == 1
+        assert f"this run has --{option} {had}" in refused.output
+        assert "leave it out or choose another --out" in refused.output
+    assert load_state(tmp_path / "run" / "checkpoint.pt")["settings"]["batch"] == 2
 
 
 def test_export_loads_as_a_model(corpus, tmp_path):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import re
+from dataclasses import asdict, replace
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from click.testing import CliRunner
 
 from mgdm_audio import hub
 from mgdm_audio.nn import RegressorMean, SpectralRegressor, build
+from recipes.prior import pieces
 from recipes.prior.data import StemCorpus
 from recipes.regressor.export import export
 from recipes.regressor.loss import bands, losses
@@ -23,13 +25,14 @@ from recipes.regressor.train import (
     RegressorTask,
     Settings,
     arguments_of,
+    goes_on,
     load_model,
     main,
     resume,
 )
 from recipes.regressor.validation import validate
 from recipes.training.processes import Processes
-from recipes.training.trainer import Trainer
+from recipes.training.trainer import Trainer, load_state
 
 ARGS = {
     "backbone": {
@@ -258,6 +261,76 @@ def test_learns_to_leave_other_sounds_alone(corpus, others, tmp_path):
     scores = validate(again.average, crop[None], others=other[0].numpy()[None])
     assert len(scores["beside"]) == 5
     assert np.isfinite(scores["beside"]).all()
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_goes_on_with_the_parts_that_there_were(corpus, others, tmp_path, kept):
+    """Parts are taken up with a checkpoint and not before, by whoever goes on with it."""
+    args = {"backbone": {**ARGS["backbone"], "parts": 5}, "stft": {"n_fft": 256, "beside": 60.0}}
+    settings = replace(SETTINGS, beside=1.0, absent=0.0)
+    run = training(corpus, settings, {**NETWORK, "args": args}, others=others)
+    run.advance()
+    run.save(tmp_path / "checkpoint.pt")
+    with others.index.open("a") as index:
+        for name in "1", "2":
+            np.save(others.folder / f"{name}.npy", np.zeros((1, 12000), np.int16))
+            index.write(json.dumps({"file": f"{name}.npy", "samples": 12000}) + "\n")
+    again = resume(tmp_path / "checkpoint.pt", corpus, StemCorpus(others.folder))
+    assert (run.parts, again.parts) == (1, 1)
+    for one, two in islice(zip(run._loader(), again._loader(), strict=True), 1, 8):
+        assert torch.equal(one["other"], two["other"])
+    run.refresh()
+    assert run.parts == run.state()["parts"] == 3
+    small = pieces.expand(pieces.compact(run.state()))
+    assert small["parts"] == 3
+    # A checkpoint from before they were counted goes on with all that there are.
+    state = load_state(tmp_path / "checkpoint.pt")
+    if not kept:
+        del state["parts"]
+    again.load(state)
+    assert again.parts == (1 if kept else 3)
+    assert "parts" in pieces.compact(state) or not kept
+
+
+def test_options_that_a_run_that_goes_on_has_not(tmp_path):
+    """Their values are compared as the run was begun, from nothing or from a model."""
+    backbone = {**UNET["args"]["backbone"], "parts": 5}
+    network = {"class": "UNet2dRegressor", "args": {**UNET["args"], "backbone": backbone}}
+    fresh = Settings(beside=0.35, timbre=0.2)
+    begun = [
+        "--others", "x", "--beside", "0.35", "--timbre", "0.2",
+        "--network", json.dumps(UNET["args"]["backbone"]),
+    ]  # fmt: skip
+
+    def settings_of(settings: Settings, *options: object) -> Settings:
+        state = {"settings": asdict(settings), "network": network}
+        needed = ["--corpus", "c", "--out", "o"]
+        with main.make_context("train.py", [*needed, *map(str, options)]) as context:
+            values = [context.params[name] for name in ("others", "initial", "beside")]
+            return goes_on(state, *values)
+
+    assert settings_of(fresh, *begun, "--steps", 7) == replace(fresh, steps=7)
+    assert settings_of(fresh) == fresh
+    without = replace(fresh, beside=0.0)
+    assert settings_of(without, "--beside", 0.5) == without  # as at its start
+    hub.save_model(tmp_path / "m", build(UNET["class"], UNET["args"]), {
+        "name": "m", "summary": "", "network": UNET, "sample_rate": 22050, "kind": "regressor",
+        "stems": ["bass", "drums", "guitar", "piano"], "level": 0.1, "licence": "CC0-1.0",
+        "score": {},
+    })  # fmt: skip
+    from_model = replace(fresh, initial="m 0123")
+    assert settings_of(from_model, "--initial", tmp_path / "m", "--network", "{}") == from_model
+    for settings, options, had in (
+        (fresh, ["--beside", 0.5, "--others", "x"], "--beside 0.35"),
+        (fresh, ["--timbre", 0], "--timbre 0.2"),
+        (fresh, ["--backbone", "TokenUNet"], "--backbone UNet2d"),
+        (fresh, ["--network", "{}"], '--network {"bins"'),
+        (fresh, ["--initial", tmp_path / "m"], "--initial none"),
+        (from_model, ["--initial", "none"], "--initial m"),
+        (without, ["--others", "x"], "no --others"),
+    ):
+        with pytest.raises(ClickException, match=f"this run has {re.escape(had)}"):
+            settings_of(settings, *options)
 
 
 def test_a_step_has_other_sounds_in_all_its_items_or_in_none(corpus, others):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from click.testing import CliRunner
 from mini_slakh import RATE, ROOT, Mini, entry, tone
 
@@ -215,6 +216,83 @@ def test_a_repaired_source_is_taken_up(mini: Mini, tmp_path: Path) -> None:
     soundfile.write(stem, tone(500, 1.0, 0.1), RATE)
     run(source, "--out", str(tmp_path / "data"))
     assert not np.array_equal(np.load(tmp_path / "data" / "tracks" / "Track01501.npy"), before)
+
+
+def test_nothing_usable_is_an_error_and_can_be_mended(mini, tmp_path, monkeypatch) -> None:
+    """A tree without metadata leaves every track out; the archive then brings them."""
+    listed = {"Track00001": "train", "Track01876": "test", "Track01501": "valid"}
+    monkeypatch.setattr(prepare, "read_list", lambda name: listed)
+    archive = mini.archive(tmp_path / "slakh.tar.gz")
+    for path in (mini.folder / ROOT).glob("*/*/metadata.yaml"):
+        path.unlink()
+    args = ["--out", str(tmp_path / "data"), "--workers", "1"]
+    result = CliRunner().invoke(prepare.main, [str(mini.folder / ROOT), *args])
+    assert result.exit_code == 1
+    assert "none of the 3 tracks could be used" in result.output
+    assert "summary.md" in result.output
+    output = run(str(archive), *args[:2], "--unverified")
+    assert "3 of 3 tracks" in output
+
+
+def ready(folder: Path, stems: dict[str, np.ndarray], rate: int = 22050) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for stem, samples in stems.items():
+        soundfile.write(folder / f"{stem}.wav", samples, rate, subtype="FLOAT")
+    return folder
+
+
+def test_ready_stems_of_the_authors_of_msdm(tmp_path: Path) -> None:
+    """Four files a track at 22.05 kHz; a stem that is absent is silent."""
+    rng = np.random.default_rng(0)
+    bass, drums = rng.normal(0, 0.1, 22050), rng.normal(0, 0.1, 22050 + 2205)
+    tree = tmp_path / "slakh2100"
+    first = ready(tree / "train" / "Track00001", {"bass": bass, "drums": drums})
+    ready(tree / "test" / "Track01876", {"piano": bass, "guitar": rng.normal(0, 0.1, 24256)})
+    ready(tree / "validation" / "Track01501", {"bass": bass}, rate=44100)
+    ready(tree / "train" / "Track00002", {"guitar": bass})
+    out = tmp_path / "data"
+    output = run(str(tree), "--out", str(out))
+    assert "2 of 4 tracks" in output
+    assert (
+        "| ready stems that differ by more than 0.1 s (track left out) | 1 | Track01876 |" in output
+    )
+    assert "than 22050 Hz (track left out) | 1 | Track01501 |" in output
+    corpus = StemCorpus(out / "redux" / "train")
+    assert [song["track"] for song in corpus.songs] == ["Track00001", "Track00002"]
+    assert [song["sources"] for song in corpus.songs] == [[1, 1, 0, 0], [0, 0, 1, 0]]
+    stems = corpus.stems(0)
+    assert stems.shape == (4, 22050)
+    assert np.array_equal(stems[0], np.rint(bass.astype(np.float32) * 32768.0))
+    assert np.array_equal(stems[1], np.rint(drums[:22050].astype(np.float32) * 32768.0))
+    assert not stems[2:].any()
+    track = load_record(out / "tracks" / "Track00001.json")
+    assert track is not None
+    assert track.faults == [("ready_longer", "drums")]
+    # What has changed is taken up, and nothing else.
+    times = {p: p.stat().st_mtime_ns for p in (out / "tracks").iterdir()}
+    run(str(tree), "--out", str(out))
+    assert times == {p: p.stat().st_mtime_ns for p in (out / "tracks").iterdir()}
+    ready(first, {"piano": bass})
+    run(str(tree), "--out", str(out))
+    assert StemCorpus(out / "redux" / "train").stems(0)[3].any()
+    changed = {p for p, time in times.items() if p.stat().st_mtime_ns != time}
+    assert {p.stem for p in changed} == {"Track00001"}
+
+
+def test_metadata_goes_before_ready_stems(mini: Mini, tmp_path: Path) -> None:
+    folder = ready(tmp_path / "Track00001", {"bass": np.full(22050, 0.1)})
+    (tmp_path / "out").mkdir()
+    assert prepare_track(str(folder), "Track00001", str(tmp_path / "out")).samples == 22050
+    shutil.copytree(mini.folder / ROOT / "train" / "Track00001", folder, dirs_exist_ok=True)
+    again = prepare_track(str(folder), "Track00001", str(tmp_path / "out"))
+    assert again.sources == {"bass": 1, "drums": 1, "guitar": 2, "piano": 2}
+
+
+def test_tracks_of_a_list_that_are_absent() -> None:
+    listed = [track for track, split in read_list("original").items() if split == "test"]
+    assert prepare.absent("original", "test", listed[:-2]) == listed[-2:]
+    assert prepare.absent("redux", "test", listed) == []
+    assert prepare.absent("my own", "test", []) == []
 
 
 def test_wrong_checksum_is_refused(mini: Mini, tmp_path: Path) -> None:

@@ -331,6 +331,7 @@ def test_a_track_that_breaks_the_sampler_is_left_out(corpus, model, tmp_path, mo
     assert result.exit_code == separate.LEFT_OUT
     assert "left out: Track00001: NaN at level 3" in result.output
     assert "1 tracks were left out" in result.output
+    assert "run prepare.py --list redux for the others" in result.output  # 151 test tracks
     assert (tmp_path / "out" / "Track00002" / "done.json").is_file()
     (corpus.folder / "index.jsonl").write_text("")
     nothing = CliRunner().invoke(separate.main, [*map(str, args), *options])
@@ -412,7 +413,8 @@ def test_both_readings(corpus, tmp_path, model):
             assert result[key][stem] == pytest.approx(np.concatenate(values)[:, k].mean())
     assert result["here"] == result["chunk"]
     assert result["chunk"]["all"] == pytest.approx(np.mean([result["chunk"][s] for s in STEMS]))
-    assert (result["tracks"], result["missing"], result["chunks"]) == (2, 2, 2)
+    # Two that were prepared, and all of the list, which were not.
+    assert (result["tracks"], result["missing"], result["chunks"]) == (2, 2 + 151, 2)
     assert (result["calls_per_chunk"], result["seconds_per_chunk"]) == (300, 2)
     with pytest.raises(ValueError, match="not made by the preset 'test' as it is now"):
         evaluate.evaluate(preset(model, seed=4), corpus, folder)
@@ -475,10 +477,16 @@ def test_the_whole_recipe_by_one_command(tmp_path):
         env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    for told in (
+        "2 of 1289 tracks of the list 'redux', split 'train'; run prepare.py --list redux",
+        "2 of 151 tracks of the list 'redux', split 'test'; run prepare.py --list redux",
+        "149 tracks of the list 'redux', split 'test', have not been separated yet",
+    ):
+        assert done.stderr.count(told) == 1
     table = readme.read_text()
     assert "`quick` quick | chunk |" in table
     assert all(f"`{name}`" in table for name in presets.names())  # what was there stays
-    assert "| 2, 2 | 6 |" in table
+    assert "| 2, 2 (149 tracks missing) | 6 |" in table
     result = json.loads((tmp_path / "work" / "results" / "quick.json").read_text())
     assert result["tracks"] == 2
     assert all(np.isfinite(result["chunk"][stem]) for stem in (*STEMS, "all"))
@@ -506,6 +514,29 @@ def test_the_whole_recipe_by_one_command(tmp_path):
         np.testing.assert_array_equal(again, separated(work / "stems" / "quick", name))
     again = json.loads((tmp_path / "again" / "quick.json").read_text())
     assert again["chunk"] == result["chunk"]
+
+
+@pytest.mark.parametrize("folder", [".", "recipes/slakh2100"])
+def test_the_file_to_train_by_is_looked_for_before_anything_else(tmp_path, folder):
+    """From where the command is called, or from the recipe's own folder."""
+    (tmp_path / "python").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+
+    def call(conf: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PYTHON": str(tmp_path / "python"), "TRAIN": conf}
+        return subprocess.run(
+            ["bash", str(RECIPE / "all.sh"), "x", "work", "msdm"], cwd=RECIPE.parents[1] / folder,
+            env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    done = call("conf/joint.yaml")
+    assert done.returncode == 0, done.stderr
+    line = next(line for line in done.stdout.splitlines() if "train.py" in line)
+    assert (RECIPE.parents[1] / folder / line.split()[1]).is_file()
+    wrong = call("conf/nothing.yaml")
+    assert wrong.returncode == 2
+    assert "no such file" in wrong.stderr
+    assert not wrong.stdout
 
 
 def test_command_errors_are_sentences(tmp_path):

@@ -90,7 +90,7 @@ def test_the_batch_is_shared_out(corpus):
 
 
 def test_batch_that_cannot_be_shared(corpus):
-    with pytest.raises(ValueError, match="batch of 4 items cannot be shared by 3"):
+    with pytest.raises(ValueError, match=r"batch of 4 items cannot be shared by 3.*checkpoint's"):
         Trainer(PriorTask(SETTINGS, NETWORK, corpus), Processes(0, 3, torch.device("cpu")))
 
 
@@ -125,6 +125,41 @@ def test_new_songs_are_taken_up_with_a_checkpoint(corpus, tmp_path):
     elsewhere.load(state)
     assert elsewhere.songs == 2
     elsewhere.advance()
+
+
+def test_data_processes_outlive_a_signal_to_the_group(corpus):
+    """They end with the run, by DataLoader's last resort too, and where new songs are taken up."""
+    trainer = trained(corpus, steps=1, workers=1)
+
+    def worker() -> Any:
+        return trainer._batches._workers[0]  # type: ignore[union-attr]
+
+    first = worker()
+    # From another process, as a scheduler would.
+    subprocess.run(["bash", "-c", f"kill -TERM {first.pid}"], check=True)
+    time.sleep(0.2)
+    for _ in range(4):  # more than was made ahead
+        trainer.advance()
+    assert worker() is first
+    assert first.is_alive()
+    write_corpus(corpus.folder, songs=5)
+    trainer.refresh()
+    first.join(20)
+    assert first.exitcode == 0
+    trainer.advance()
+    second = worker()
+    second.terminate()
+    second.join(20)
+    assert second.exitcode == 0
+
+
+def test_a_folder_without_songs_and_room_for_none_are_named(tmp_path):
+    (tmp_path / "index.jsonl").write_text("")
+    with pytest.raises(ValueError, match=f"{tmp_path} holds no song"):
+        Trainer(PriorTask(SETTINGS, NETWORK, StemCorpus(tmp_path)))
+    corpus = write_corpus(tmp_path / "corpus")
+    with pytest.raises(ValueError, match=r"--resident 0\.0001 has room for no song"):
+        trained(corpus, steps=0, resident=1e-4)
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run(corpus):
@@ -347,12 +382,16 @@ def test_killed_and_continued_with_other_numbers_of_processes(songs, tmp_path):
 
 
 @pytest.mark.slow
-def test_told_to_stop_it_writes_its_checkpoint(songs, tmp_path):
-    args = command(songs, tmp_path / "run", "--steps", "1000000")
-    process = subprocess.Popen(args, env={**os.environ, **PLAIN}, stderr=subprocess.PIPE, text=True)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_told_to_stop_it_writes_its_checkpoint(songs, tmp_path, workers):
+    """Also where its whole group is told, data processes included."""
+    args = command(songs, tmp_path / "run", "--steps", "1000000", "--workers", str(workers))
+    process = subprocess.Popen(
+        args, env={**os.environ, **PLAIN}, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     assert process.stderr is not None
     assert "step 100 " in process.stderr.readline()
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)
     assert process.wait(timeout=300) == 0
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     assert state["step"] >= 100

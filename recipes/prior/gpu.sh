@@ -6,8 +6,10 @@
 #   gpu.sh end             waits for the end of the training, the minutes after its beginning, and
 #                          copies the pieces of the checkpoint, the log and the curves to OUT
 #   gpu.sh back 2          copies the second four pieces to OUT, where there are more than four
-# A part is work/gpu/parts/PART. Begun again on the same machine the training goes on; on another
-# one it goes on from the pieces of the last checkpoint, if they lie in work/gpu/pieces-RECIPE*.
+# A part is work/gpu/parts/PART. Begun again on the same machine, after its end, the training goes
+# on; on another one it goes on from the pieces of the last checkpoint, if they lie in
+# work/gpu/pieces-RECIPE*. Its batch, crops and network stay what they were: leave BATCH,
+# SECONDS_OF_CROP and NETWORK out, or as they were.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 cd "$root"
@@ -97,6 +99,12 @@ train() { # MINUTES: from now to the end
     wait_for others "$work/others/train" "$((beside < 16 ? beside : 16))"
     options+=(--others "$work/others")
   fi
+  # A run that goes on refuses others than it has: what is usual here is for a new one.
+  local begun=false
+  [ ! -f "$run/checkpoint.pt" ] || begun=true
+  if ! $begun || [ -n "${BATCH:-}" ]; then options+=(--batch "$batch"); fi
+  if ! $begun || [ -n "${SECONDS_OF_CROP:-}" ]; then options+=(--seconds "$seconds"); fi
+  if ! $begun || [ -n "${NETWORK:-}" ]; then options+=(--network "$network"); fi
   left() {
     awk -v total="$1" -v start="$started" -v now="$(date +%s)" \
       'BEGIN { left = total - (now - start) / 60; print (left > 0.01 ? left : 0.01) }'
@@ -104,8 +112,8 @@ train() { # MINUTES: from now to the end
   # Threads that wait for each other, and for a core that renders, cost more than they do.
   # shellcheck disable=SC2086  # a list of options
   OMP_NUM_THREADS=1 "$python" "$tree/recipes/$recipe/train.py" --corpus "$work/corpus" --out "$run" \
-    --steps "$steps" --batch "$batch" --seconds "$seconds" --network "$network" \
-    --precision "$precision" --device "$device" --workers "$workers" --resident "$resident" \
+    --steps "$steps" --precision "$precision" --device "$device" --workers "$workers" \
+    --resident "$resident" \
     --save-minutes 0.5 --validate-minutes 3 --score-minutes 3 --fit \
     --minutes "$(left "$1")" "${options[@]}" $more
 }
@@ -120,6 +128,10 @@ back() { # N: copies the Nth four pieces, their index, log and curves
 case "${1:-}" in
   begin)
     : "${2:?gpu.sh begin MINUTES}"
+    if running train; then # two would write the same run folder
+      echo "training is running (process $(cat "$work/train.pid")): gpu.sh end first" >&2
+      exit 1
+    fi
     rm -rf "$tree"
     mkdir -p "$tree" "$run" "$work/corpus" "$work/others"
     cp -r mgdm_audio recipes "$tree/"
@@ -134,6 +146,7 @@ case "${1:-}" in
   songs | others | train) "$@" ;;
   end)
     while running train; do sleep 0.5; done
+    rm -f "$work/train.pid" # the number may become another process's
     stop songs
     stop others
     tail -n 30 "$work/train.log" >&2

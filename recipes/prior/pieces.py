@@ -38,6 +38,7 @@ def compact(state: dict[str, Any]) -> dict[str, Any]:
     scales = {k: v for k, v in state["average"].items() if k.endswith("sigma_data")}
     return {
         **{key: state[key] for key in ("settings", "network", "step", "seconds", "songs")},
+        **{key: state[key] for key in ("parts",) if key in state},  # not in older checkpoints
         "minutes": state.get("minutes", 0.0),
         "average": {**average, **scales},
     }

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from mgdm_audio import STEMS
 from mgdm_audio.nn import SpectralDenoiser, build
 from recipes.prior.data import Augmentation, StemCorpus, validation_crops
 from recipes.training import songs, trainer
-from recipes.training.command import train, training_options
+from recipes.training.command import continued, samples_of, train, training_options
 from recipes.training.log import LEVELS
 from recipes.training.scoring import separation_score
 from recipes.training.songs import SongTask
@@ -138,7 +138,9 @@ class PriorTask(SongTask):
         assert isinstance(net, SpectralDenoiser)
         net.sigma_data.copy_(measure_sigma_data(net, self.crops_to_measure()))
 
-    def item(self, rng: np.random.Generator, number: int, songs: int) -> dict[str, np.ndarray]:
+    def item(
+        self, rng: np.random.Generator, number: int, songs: int, parts: int = 0
+    ) -> dict[str, np.ndarray]:
         """Clean stems and unit noise (4, T), and the noise level of each stem (4,)."""
         s = self.settings
         item = self.crop(rng, songs)
@@ -229,17 +231,13 @@ def main(
     network: str,
     options: dict[str, Any],
 ) -> None:
-    source = click.get_current_context().get_parameter_source
-
     def make(state: dict[str, Any] | None) -> PriorTask:
         songs = StemCorpus(corpus / "train")
         if state is not None:
-            settings = Settings(**state["settings"])
-            if source("steps") is not click.core.ParameterSource.DEFAULT:
-                settings = replace(settings, steps=steps)
+            had = state["network"]["args"]["backbone"]
+            settings = continued(Settings(**state["settings"]), had)
             return PriorTask(settings, state["network"], songs, corpus / "valid")
-        samples = round(seconds * 22050 / 512) * 512
-        settings = Settings(steps=steps, batch=batch, samples=samples, lr=lr, seed=seed)
+        settings = Settings(steps=steps, batch=batch, samples=samples_of(seconds), lr=lr, seed=seed)
         args = {"backbone": json.loads(network), "stft": {"n_fft": 2048}}
         return PriorTask(settings, {"class": "TokenUNet", "args": args}, songs, corpus / "valid")
 

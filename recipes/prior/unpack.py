@@ -27,7 +27,10 @@ import time
 import zipfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # it may come with the first part
+    import numpy as np
 
 TABLES = ("sources.tsv", "others.tsv")
 LIBRARIES = "usr/local/lib/fluidsynth"
@@ -154,12 +157,19 @@ def unwind(
                 write_wav(path, sound, piece)
         elif piece["font"] in fonts:
             file, start = fonts[piece["font"]]
-            pcm = np.clip(np.rint(sound * 32768), -32768, 32767).astype("<i2").tobytes()
+            pcm = sixteen_bits(sound).tobytes()
             with file.open("r+b") as stream:
                 for at in piece["places"]:
                     stream.seek(start + 2 * at)
                     stream.write(pcm)
     return len(pieces)
+
+
+def sixteen_bits(sound: np.ndarray) -> np.ndarray:
+    """Samples as whole numbers, 32768 being 1.0; what is over full scale is clipped."""
+    import numpy as np
+
+    return np.clip(np.rint(sound * 32768), -32768, 32767).astype("<i2")
 
 
 def empty_font(skeleton: Path, told: dict[str, Any], target: Path) -> Path:
@@ -185,9 +195,10 @@ def unpack_song(sound: Path, folder: Path, line: dict[str, Any]) -> None:
     known = index.read_text().splitlines() if index.exists() else []
     if any(json.loads(text)["song"] == line["song"] for text in known):
         return
-    pcm, _ = soundfile.read(sound, dtype="int16", always_2d=True)
+    # What is over full scale in Ogg Vorbis changes its sign where it is read as whole numbers.
+    samples, _ = soundfile.read(sound, dtype="float32", always_2d=True)
     temporary = folder / f".{line['file']}"
-    np.save(temporary, np.ascontiguousarray(pcm.T))
+    np.save(temporary, np.ascontiguousarray(sixteen_bits(samples).T))
     temporary.rename(folder / line["file"])
     with index.open("a") as stream:
         stream.write(json.dumps(line) + "\n")

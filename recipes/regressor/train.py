@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,9 @@ from recipes.prior.data import GAIN, Augmentation, StemCorpus, validation_crops
 from recipes.regressor.loss import bands, losses, other_power
 from recipes.regressor.validation import validate
 from recipes.training import songs, trainer
-from recipes.training.command import train, training_options
+from recipes.training.command import continued, samples_of, train, training_options
 from recipes.training.resident import ResidentSongs
-from recipes.training.songs import SongTask
+from recipes.training.songs import SongTask, usable
 from recipes.training.trainer import Batch, Trainer
 
 BESIDE = 60.0  # label of the unknown stems where the mix may hold another part
@@ -151,11 +151,9 @@ class RegressorTask(SongTask):
             return
         net.sigma_data.copy_(measure_sigma_data(net, self.crops_to_measure()))
 
-    def songs(self) -> int:
-        """See `Task.songs`; other parts that were added are taken up with them."""
-        if self.others is not None:
-            self.others.refresh()
-        return super().songs()
+    def parts(self) -> int:
+        """See `Task.parts`: the other parts."""
+        return 0 if self.others is None else usable(self.others, self.resident_others)
 
     def reside(self, device: torch.device, hours: float) -> None:
         """See `Task.reside`: the other parts as well."""
@@ -163,7 +161,9 @@ class RegressorTask(SongTask):
         if self.others is not None:
             self.resident_others = ResidentSongs(self.others, device, hours, rows=1)
 
-    def item(self, rng: np.random.Generator, number: int, songs: int) -> dict[str, np.ndarray]:
+    def item(
+        self, rng: np.random.Generator, number: int, songs: int, parts: int = 0
+    ) -> dict[str, np.ndarray]:
         """True stems "clean" (4, T) and which of them are "known" (4,).
 
         In the steps whose mixes may hold one: the "other" part (1, T), silent or not, and the
@@ -187,8 +187,6 @@ class RegressorTask(SongTask):
             return item
         absent = rng.random() < s.absent
         gain = 0.0 if absent else OTHER_DB + OTHER_STD_DB * rng.normal()
-        there = self.resident_others
-        parts = len(self.others.songs) if there is None else there.count()
         plan = self.others.single_plan(rng, s.samples, parts, gain, self.augmentation)
         plan[:, GAIN] *= not absent
         if self.resident_others is not None:
@@ -311,6 +309,28 @@ def backbone_of(model: hub.Prior | hub.Regressor) -> str:
     return str(model.info.config["network"]["class"]).removesuffix("Regressor")
 
 
+def goes_on(state: dict[str, Any], others: Path | None, initial: str, beside: float) -> Settings:
+    """The settings of a run that goes on, see `continued`; options of the command as they are."""
+    settings, network = Settings(**state["settings"]), state["network"]
+    kept: dict[str, Any] = {"timbre": settings.timbre}
+    if others is not None:  # without them --beside says nothing, also at the start
+        if beside and not settings.beside:
+            kept["others"] = None
+        kept["beside"] = settings.beside
+    name = settings.initial.rpartition(" ")[0]
+    same = (
+        initial == "none"
+        if not name
+        else initial != "none" and name == hub.read_config(hub.find(initial)).name
+    )
+    kept["initial"] = initial if same else name or "none"
+    if name:  # whose network it is, whatever was asked for
+        return continued(settings, **kept)
+    backbone = {k: v for k, v in network["args"]["backbone"].items() if k != "parts"}
+    kept["backbone"] = network["class"].removesuffix("Regressor")
+    return continued(settings, backbone, **kept)
+
+
 @click.command(help=__doc__)
 @click.option("--corpus", type=click.Path(path_type=Path), required=True, help="Corpus folder.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Run folder.")
@@ -363,8 +383,6 @@ def main(
     network: str,
     options: dict[str, Any],
 ) -> None:
-    source = click.get_current_context().get_parameter_source
-
     def make(state: dict[str, Any] | None) -> RegressorTask:
         data = StemCorpus(corpus / "train")
         crops = validation_crops(corpus / "valid", VALIDATION_SAMPLES)
@@ -374,13 +392,11 @@ def main(
             held_out = validation_crops(others / "valid", VALIDATION_SAMPLES)
             held_out = held_out * np.float32(10 ** (STEM_DB / 20))
         if state is not None:
-            settings = Settings(**state["settings"])
-            if source("steps") is not click.core.ParameterSource.DEFAULT:
-                settings = replace(settings, steps=steps)
+            settings = goes_on(state, others, initial, beside)
             return RegressorTask(settings, state["network"], data, parts, None, crops, held_out)
         model = None if initial == "none" else load_model(initial)
         settings = Settings(
-            steps=steps, batch=batch, samples=round(seconds * 22050 / 512) * 512, lr=lr, seed=seed,
+            steps=steps, batch=batch, samples=samples_of(seconds), lr=lr, seed=seed,
             beside=0.0 if parts is None else beside, timbre=timbre,
             initial="" if model is None else f"{model.name} {model.sha256}",
         )  # fmt: skip

@@ -2,9 +2,9 @@
 # The whole recipe: prepares Slakh2100, separates the test tracks with each preset, scores, reports.
 #   all.sh SOURCE WORK [PRESET...]
 # SOURCE is the archive or an unpacked folder. The published models have to be imported before
-# (README.md). With TRAIN=conf/joint.yaml a joint prior is trained instead and takes the place of the
-# presets' model; isdm, which needs four, is then not among the presets by default. A track that
-# breaks a sampler is left out and counted as missing. PREPARE, TRAINING, SEPARATE and REPORT hold further
+# (README.md). With TRAIN=conf/joint.yaml (a path from here or from this script's folder) a joint prior
+# is trained instead and takes the place of the presets' model; isdm, which needs four, is then not
+# among the presets by default. A track that breaks a sampler is left out and counted as missing. PREPARE, TRAINING, SEPARATE and REPORT hold further
 # options of the commands.
 set -euo pipefail
 source=$1 work=$2
@@ -17,7 +17,11 @@ if [ $# -eq 0 ]; then
     set -- "$@" isdm
   fi
 fi
-if [ -z "${TRAIN:-}" ] && [[ "${SEPARATE:-}" != *--model* ]]; then # before hours of work
+# What is missing is said before hours of work.
+if [ -n "${TRAIN:-}" ]; then
+  [ -f "$TRAIN" ] || TRAIN="$here/$TRAIN"
+  [ -f "$TRAIN" ] || { echo "no such file: $TRAIN" >&2; exit 2; }
+elif [[ "${SEPARATE:-}" != *--model* ]]; then
   "$python" "$here/presets.py" "$@"
 fi
 "$python" "$here/prepare.py" "$source" --out "$work/data" ${PREPARE:-}

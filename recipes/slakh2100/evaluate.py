@@ -25,6 +25,7 @@ from mgdm_audio.engine import Engine, EngineError, LocalEngine
 from mgdm_audio.evaluate import Evaluation, TrackScores, evaluate_track
 from recipes.parallel import chosen_engine, engine_options, results
 from recipes.prior.data import FULL_SCALE, StemCorpus
+from recipes.slakh2100.prepare import absent
 from recipes.slakh2100.presets import Preset, load_preset
 from recipes.slakh2100.separate import DONE, RATE, RECORD
 
@@ -87,7 +88,7 @@ def evaluate(
 
     Returns:
         The scores, and what the report shows: numbers by stem in the three readings, bootstrap
-        intervals, tracks scored, missing and too short, chunks, calls and seconds.
+        intervals, tracks scored, missing (of the list) and too short, chunks, calls and seconds.
 
     Raises:
         ValueError: if there is nothing to score, or another preset made it.
@@ -100,13 +101,11 @@ def evaluate(
             "the one that made them, or separate again"
         )
     found: list[tuple[int, str]] = []
-    missing = []
     calls = seconds = 0.0
     for number, song in enumerate(corpus.songs):
         name = song["track"]
         done = out / name / DONE
         if not done.is_file():
-            missing.append(name)
             continue
         record = json.loads(done.read_text())
         calls += record["calls"]
@@ -117,6 +116,10 @@ def evaluate(
     in_order = [scored[i] for i in range(len(found))]
     tracks = [scores for scores in in_order if scores is not None]
     short = [name for (_, name), scores in zip(found, in_order, strict=True) if scores is None]
+    names = {name for _, name in found}
+    # The list's tracks that were never prepared are missing as well.
+    missing = {song["track"] for song in corpus.songs} - names
+    missing |= {*absent(made["list"], made["split"], names)}
     if not tracks:
         raise ValueError(f"{out} holds no separated track; run separate.py first")
     evaluation = Evaluation(tuple(tracks))
@@ -170,7 +173,11 @@ def main(
     os.replace(part, target / f"{name}.json")
     click.echo(evaluation.to_markdown())
     if result["missing"]:
-        click.echo(f"{result['missing']} tracks have not been separated yet", err=True)
+        click.echo(
+            f"{result['missing']} tracks of the list '{record['list']}', split "
+            f"'{record['split']}', have not been separated yet",
+            err=True,
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Turns Slakh2100 into stems for training and scoring.
 
 SOURCE is the official archive (slakh2100_flac_redux.tar.gz, or babyslakh_16k.tar.gz to try things
-out) or the folder of an unpacked one. Any call continues where an earlier one stopped.
+out), the folder of an unpacked one, or that of the ready stems of MSDM's authors
+(SPLIT/TrackNNNNN/{bass,drums,guitar,piano}.wav). Any call continues where an earlier one stopped.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,28 @@ def read_list(name: str) -> dict[str, str]:
     header, *rows = [line.split("\t") for line in LISTS.read_text().splitlines()]
     column = header.index(name)
     return {row[0]: SPLITS[row[column]] for row in rows if row[column] in SPLITS}
+
+
+def absent(name: str, split: str, there: Iterable[str]) -> list[str]:
+    """The tracks of a split by a list that are not among those that are there.
+
+    Arguments:
+        name: of the list; of one that is not this recipe's nothing is known to be absent.
+        split: train, valid or test.
+        there: names of tracks.
+    """
+    listed = read_list(name) if name in NAMES else {}
+    return sorted({track for track, part in listed.items() if part == split} - {*there})
+
+
+def warn_of_absent(name: str, split: str, there: Collection[str]) -> None:
+    """Says on stderr where a split that is to be used has not all tracks of its list."""
+    if missing := absent(name, split, there):
+        click.echo(
+            f"{len(there)} of {len(there) + len(missing)} tracks of the list '{name}', split "
+            f"'{split}'; run prepare.py --list {name} for the others",
+            err=True,
+        )
 
 
 def write_indices(out: Path) -> None:
@@ -156,11 +179,20 @@ def convert_all(folders: dict[str, Path], out: Path, engine: Engine) -> list[Tra
 
 
 def finish(out: Path, tracks: list[Track]) -> None:
-    """Writes indices and summary of converted tracks."""
+    """Writes indices and summary of converted tracks.
+
+    Raises:
+        ClickException: if not one of them has stems.
+    """
     write_indices(out)
     text = summary(sorted(tracks, key=lambda track: track.name), len(tracks))
     (out / "summary.md").write_text(text)
     click.echo(text)
+    if not any(track.samples for track in tracks):
+        raise click.ClickException(
+            f"none of the {len(tracks)} tracks could be used; the faults above (also in "
+            f"{out / 'summary.md'}) say why. Mend the source or name another, and call again"
+        )
 
 
 @click.command(help=__doc__)
@@ -193,9 +225,10 @@ def main(
     unpacked: Path | None,
 ) -> None:
     listed = None if name == "all" else read_list(name)
-    # The archive is not unpacked again for tracks that are all there.
+    # The archive is not unpacked again for tracks that are all there. One that was left out may
+    # have been so for its source, and is not there.
     made = {track: load_record(out / "tracks" / f"{track}.json") for track in listed or ()}
-    tracks = [record for record in made.values() if record and record.version == VERSION]
+    tracks = [r for r in made.values() if r and r.samples and r.version == VERSION]
     if made and len(tracks) == len(made) and source.is_file():
         finish(out, tracks)
         return

@@ -36,6 +36,7 @@ from mgdm_audio.separate import resolve_device
 from mgdm_audio.write import clear_time_stamp
 from recipes.parallel import chosen_engine, engine_options, results
 from recipes.prior.data import FULL_SCALE, StemCorpus
+from recipes.slakh2100.prepare import warn_of_absent
 from recipes.slakh2100.presets import Preset, load_preset
 
 RATE = 22050
@@ -323,6 +324,7 @@ def main(
             raise ValueError(f"{corpus.folder} has no tracks; choose another --split or --list")
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
+    warn_of_absent(name, split, [song["track"] for song in corpus.songs])
     names = [(i, song["track"]) for i, song in enumerate(corpus.songs[:tracks])][number::count]
     start, spent, finished = time.monotonic(), 0.0, 0
 

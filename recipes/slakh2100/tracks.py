@@ -4,6 +4,9 @@ A class is decided by the General MIDI program (piano 0-7, guitar 24-31, bass 32
 the drum flag); sources of other programs are left out. The sources of a class are added as they
 are, without any normalisation, and the sum is resampled. What is wrong with a track is counted and
 never stops the rest.
+
+A folder without metadata that holds bass.wav, drums.wav, guitar.wav or piano.wav is one of the
+ready tracks of MSDM's authors: these are its stems, and one that is absent is silent.
 """
 
 from __future__ import annotations
@@ -27,6 +30,9 @@ VERSION = 1
 
 RATE = 22050
 FULL_SCALE = 32768.0
+READY_SPREAD = RATE // 10
+"""Samples by which ready stems may differ in length, as by their authors."""
+
 PROGRAMS = {
     **dict.fromkeys(range(0, 8), "piano"),
     **dict.fromkeys(range(24, 32), "guitar"),
@@ -44,6 +50,9 @@ FAULTS = {
     "unequal": "source shorter than the longest (padded with silence)",
     "silent": "source that is silent throughout",
     "clipped": "stem beyond full scale (clipped)",
+    "ready_rate": f"ready stem of another sampling rate than {RATE} Hz (track left out)",
+    "ready_lengths": "ready stems that differ by more than 0.1 s (track left out)",
+    "ready_longer": "ready stem longer than the shortest (cropped)",
 }
 """The kinds of faults, as they are counted; one count is one source, stem or track."""
 
@@ -60,7 +69,7 @@ class Track:
         rms: level of each stem.
         mixture_rms: level of the sum of the stems.
         faults: what was wrong, by key of FAULTS, each "source" or "".
-        origin: size of every source file, from which a change is noticed.
+        origin: size of every source file, or ready stem, from which a change is noticed.
         version: see VERSION.
     """
 
@@ -103,13 +112,8 @@ def read_metadata(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder}: {error}") from error
 
 
-def _source(folder: Path, key: str, track: Track) -> tuple[np.ndarray, int] | None:
-    """Samples (T,) and rate of a source, or None, with what was wrong noted."""
-    paths = [folder / "stems" / f"{key}.{extension}" for extension in ("flac", "wav")]
-    path = next((p for p in paths if p.is_file()), None)
-    if path is None:
-        track.faults.append(("missing", key))
-        return None
+def _source(path: Path, key: str, track: Track) -> tuple[np.ndarray, int] | None:
+    """Samples (T,) and rate of a source's file, or None, with what was wrong noted."""
     track.origin[key] = path.stat().st_size
     try:
         samples, rate = soundfile.read(path, dtype="float64", always_2d=True)
@@ -137,11 +141,61 @@ def convert(folder: Path, name: str) -> tuple[Track, np.ndarray | None]:
         None for a track that is left out.
     """
     track = Track(name)
+    ready = ready_stems(folder)
+    stems = _read_ready(ready, track) if ready else _summed(folder, track)
+    if stems is None:
+        return track, None
+    peak = np.abs(stems).max(1)
+    for stem, value in zip(STEMS, peak, strict=True):
+        if value > 1:
+            track.faults.append(("clipped", stem))
+    pcm = np.clip(np.rint(stems * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
+    track.samples = stems.shape[1]
+    level = np.sqrt(np.mean(np.square(stems), axis=1))
+    track.rms = {stem: float(value) for stem, value in zip(STEMS, level, strict=True)}
+    track.mixture_rms = float(np.sqrt(np.mean(np.square(stems.sum(0)))))
+    return track, pcm
+
+
+def ready_stems(folder: Path) -> dict[str, Path]:
+    """The files of a ready track by stem; none where there is metadata, which goes first."""
+    if (folder / "metadata.yaml").is_file():
+        return {}
+    paths = {stem: folder / f"{stem}.wav" for stem in STEMS}
+    return {stem: path for stem, path in paths.items() if path.is_file()}
+
+
+def _read_ready(paths: dict[str, Path], track: Track) -> np.ndarray | None:
+    """The stems of a ready track, (4, T), or None for one that is left out."""
+    stems: dict[str, np.ndarray] = {}
+    for stem, path in paths.items():
+        read = _source(path, stem, track)
+        if read is None:
+            continue
+        stems[stem], rate = read
+        track.sources[stem] = 1
+        if rate != RATE:
+            track.faults.append(("ready_rate", stem))
+    if not stems:
+        track.faults.append(("no_audio", ""))
+    lengths = {stem: len(samples) for stem, samples in stems.items()}
+    shortest = min(lengths.values(), default=0)
+    if max(lengths.values(), default=0) - shortest > READY_SPREAD:
+        track.faults.append(("ready_lengths", ""))
+    if track.counts().keys() & {"ready_rate", "no_audio", "ready_lengths"}:
+        return None
+    track.faults += [("ready_longer", stem) for stem, n in lengths.items() if n > shortest]
+    silence = np.zeros(shortest)
+    return np.stack([stems.get(stem, silence)[:shortest] for stem in STEMS])
+
+
+def _summed(folder: Path, track: Track) -> np.ndarray | None:
+    """The stems of a track made of its sources, (4, T), or None for one that is left out."""
     try:
         metadata = read_metadata(folder)
     except ValueError:
         track.faults.append(("metadata", ""))
-        return track, None
+        return None
     sums: dict[str, np.ndarray] = {}
     lengths: dict[str, int] = {}
     rates = set()
@@ -153,7 +207,12 @@ def convert(folder: Path, name: str) -> tuple[Track, np.ndarray | None]:
         # More sources are listed than were rendered; that is no fault.
         if entry.get("audio_rendered") is False:
             continue
-        read = _source(folder, key, track)
+        files = [folder / "stems" / f"{key}.{extension}" for extension in ("flac", "wav")]
+        path = next((p for p in files if p.is_file()), None)
+        if path is None:
+            track.faults.append(("missing", key))
+            continue
+        read = _source(path, key, track)
         if read is None:
             continue
         samples, rate = read
@@ -167,7 +226,7 @@ def convert(folder: Path, name: str) -> tuple[Track, np.ndarray | None]:
         track.sources[stem] = track.sources.get(stem, 0) + 1
     if not sums or len(rates) > 1:
         track.faults.append(("rates", "") if sums else ("no_audio", ""))
-        return track, None
+        return None
     longest = max(lengths.values())
     track.faults += [("unequal", key) for key, n in lengths.items() if n < longest]
     rate = rates.pop()
@@ -177,16 +236,7 @@ def convert(folder: Path, name: str) -> tuple[Track, np.ndarray | None]:
         if stem in sums:
             padded = np.pad(sums[stem], (0, longest - len(sums[stem])))
             row[:] = resample(padded, rate, RATE, samples_out)
-    peak = np.abs(stems).max(1)
-    for stem, value in zip(STEMS, peak, strict=True):
-        if value > 1:
-            track.faults.append(("clipped", stem))
-    pcm = np.clip(np.rint(stems * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
-    track.samples = samples_out
-    level = np.sqrt(np.mean(np.square(stems), axis=1))
-    track.rms = {stem: float(value) for stem, value in zip(STEMS, level, strict=True)}
-    track.mixture_rms = float(np.sqrt(np.mean(np.square(stems.sum(0)))))
-    return track, pcm
+    return stems
 
 
 def prepare_track(folder: str, name: str, out: str) -> Track:
@@ -222,6 +272,9 @@ def load_record(path: Path) -> Track | None:
 
 def _same_origin(folder: Path, track: Track) -> bool:
     """Whether the files that a track was made of are still there with the same sizes."""
+    ready = ready_stems(folder)
+    if ready or track.origin.keys() & set(STEMS):
+        return track.origin == {stem: path.stat().st_size for stem, path in ready.items()}
     sizes = {p.stem: p.stat().st_size for p in sorted((folder / "stems").glob("S*.*"))}
     absent = {what for kind, what in track.faults if kind == "missing"}
     metadata = ("metadata", "") in track.faults and (folder / "metadata.yaml").is_file()

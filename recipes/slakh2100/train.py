@@ -6,6 +6,7 @@ the same command; it uses all GPUs there are. Several machines: start it with to
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from mgdm_audio import STEMS
 from mgdm_audio.nn import WaveformDenoiser, build
 from recipes.prior.data import FULL_SCALE, StemCorpus
 from recipes.slakh2100 import config
+from recipes.slakh2100.prepare import warn_of_absent
 from recipes.training import trainer
 from recipes.training.command import train, training_options
 from recipes.training.log import LEVELS
@@ -119,7 +121,9 @@ class SlakhTask(trainer.Task):
         self.ends = np.cumsum([song["samples"] for song in self.tracks.songs])
         return len(self.tracks.songs)
 
-    def item(self, rng: np.random.Generator, number: int, songs: int) -> dict[str, np.ndarray]:
+    def item(
+        self, rng: np.random.Generator, number: int, songs: int, parts: int = 0
+    ) -> dict[str, np.ndarray]:
         """Clean stems and unit noise (K, T), and one noise level ()."""
         s = self.settings
         length = s.samples
@@ -232,6 +236,8 @@ def main(
 ) -> None:
     def make(state: dict[str, Any] | None) -> SlakhTask:
         tracks = StemCorpus(data / name / "train")
+        if os.environ.get("RANK", "0") == "0":  # once, of several processes
+            warn_of_absent(name, "train", [song["track"] for song in tracks.songs])
         chosen, network = read_settings(settings, stem)
         if state is not None:
             was = settings_of(state)

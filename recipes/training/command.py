@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import torch
+from click.core import ParameterSource
 
 from recipes.training.log import Log, Window
 from recipes.training.processes import Processes, processes, relaunch, wanted
-from recipes.training.trainer import Runtime, Task, Trainer, load_state
+from recipes.training.trainer import Runtime, Settings, Task, Trainer, load_state
 
 LOG_STEPS = 100
 CHECKPOINT = "checkpoint.pt"
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
 
 _OPTIONS = [
     click.option(
@@ -74,6 +79,49 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_OPTIONS):
         wrapped = option(wrapped)
     return wrapped
+
+
+def samples_of(seconds: float) -> int:
+    """Length of a crop in samples: a multiple of the hop of the STFT."""
+    return round(seconds * 22050 / 512) * 512
+
+
+def given() -> dict[str, Any]:
+    """The present command's parameters that were not left to their defaults."""
+    context = click.get_current_context()
+    return {
+        name: value
+        for name, value in context.params.items()
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
+    }
+
+
+def continued(
+    settings: AnySettings, network: dict[str, Any] | None = None, **kept: Any
+) -> AnySettings:
+    """Settings of a run that goes on: its checkpoint's, with the end that is asked for.
+
+    What a run was begun with stays as it is; an option that says otherwise must not be passed over.
+
+    Arguments:
+        settings: the checkpoint's.
+        network: arguments of the backbone, where they are an option of the run.
+        kept: what else the run was begun with, by the name of its option; None for nothing.
+
+    Raises:
+        ClickException: if the command was given something else.
+    """
+    asked = given()
+    kept |= {name: getattr(settings, name) for name in ("batch", "lr", "seed")}
+    if samples_of(asked.get("seconds", 0.0)) != settings.samples:
+        kept["seconds"] = f"{settings.samples / 22050:.2f}"
+    if network is not None and json.loads(asked.get("network", "{}")) != network:
+        kept["network"] = json.dumps(network)
+    for name, value in kept.items():
+        if name in asked and asked[name] != value:
+            had = f"no --{name}" if value is None else f"--{name} {value}"
+            raise click.ClickException(f"this run has {had}; leave it out or choose another --out")
+    return replace(settings, steps=asked.get("steps", settings.steps))
 
 
 def train(

@@ -39,7 +39,7 @@ class ResidentSongs:
     """
 
     def __init__(self, corpus: StemCorpus, device: torch.device, hours: float, rows: int = 4):
-        self.corpus, self.rows = corpus, rows
+        self.corpus, self.rows, self.hours = corpus, rows, hours
         self.capacity = int(hours * 3600 * RATE)
         self.device = device
         self.starts: list[int] = [0]

@@ -28,6 +28,29 @@ class Settings(trainer.Settings):
     decay_from: float
 
 
+def usable(corpus: StemCorpus, resident: ResidentSongs | None) -> int:
+    """Reads a corpus's index and says how many of its songs can be used.
+
+    Arguments:
+        corpus: the songs.
+        resident: those on the device, which has room for some of them; None without.
+
+    Raises:
+        ValueError: if there is none, or room for none.
+    """
+    songs = corpus.refresh()
+    if not songs:
+        raise ValueError(f"{corpus.folder} holds no song: render some first (recipes/corpus)")
+    if resident is None:
+        return songs
+    if not (room := min(songs, resident.count())):
+        raise ValueError(
+            f"--resident {resident.hours:g} has room for no song of {corpus.folder}: "
+            "give more hours"
+        )
+    return room
+
+
 class SongTask(trainer.Task):
     """A task on crops of rendered songs.
 
@@ -65,8 +88,7 @@ class SongTask(trainer.Task):
 
     def songs(self) -> int:
         """See `Task.songs`."""
-        songs = self.corpus.refresh()
-        return songs if self.resident is None else min(songs, self.resident.count())
+        return usable(self.corpus, self.resident)
 
     def reside(self, device: torch.device, hours: float) -> None:
         """See `Task.reside`."""

@@ -12,6 +12,8 @@ import copy
 import itertools
 import math
 import os
+import signal
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -115,9 +117,17 @@ class Task(ABC):
     def songs(self) -> int:
         """Reads the data's index and says how many songs there are."""
 
+    def parts(self) -> int:
+        """Reads the index of what may be mixed with the songs and says how much of it there is; 0
+        where a task has nothing of the kind."""
+        return 0
+
     @abstractmethod
-    def item(self, rng: np.random.Generator, number: int, songs: int) -> dict[str, np.ndarray]:
-        """A training item: a function of its own generator, its number and the songs in use."""
+    def item(
+        self, rng: np.random.Generator, number: int, songs: int, parts: int = 0
+    ) -> dict[str, np.ndarray]:
+        """A training item: a function of its own generator, its number, and the songs and parts in
+        use."""
 
     def reside(self, device: torch.device, hours: float) -> None:
         """Keeps so many hours of songs on a device, and makes the items there.
@@ -158,23 +168,42 @@ class Task(ABC):
 
 
 class _Items(Dataset[dict[str, np.ndarray]]):
-    """The items by (number, songs)."""
+    """The items by (number, songs, parts)."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        self.songs = 0
+        self.songs = self.parts = 0
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, np.ndarray]:
-        number, songs = key
-        if songs > self.songs:
+    def __getitem__(self, key: tuple[int, int, int]) -> dict[str, np.ndarray]:
+        number, songs, parts = key
+        if songs > self.songs or parts > self.parts:
             # In a data process, whose copy of the index may be older.
-            self.songs = self.task.songs()
-        return self.task.item(item_generator(self.task.settings.seed, number), number, songs)
+            self.songs, self.parts = self.task.songs(), self.task.parts()
+        rng = item_generator(self.task.settings.seed, number)
+        return self.task.item(rng, number, songs, parts)
 
 
 def item_generator(seed: int, number: int) -> np.random.Generator:
     """The generator of a training item."""
     return np.random.default_rng([seed, 1, number])
+
+
+def _outlive_stop(worker: int) -> None:
+    """Has a data process end by SIGTERM only where the run's own process sends it.
+
+    A scheduler sends it to the run's whole group, and the run still needs items until its
+    checkpoint is written; but where nothing else helps, DataLoader ends its processes by it.
+    """
+    if not hasattr(signal, "sigwaitinfo"):  # macOS: the data process ends
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def watch() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class _Loss(nn.Module):
@@ -211,7 +240,8 @@ class Trainer:
         if batch % world:
             raise ValueError(
                 f"a batch of {batch} items cannot be shared by {world} processes; choose a "
-                "multiple of their number"
+                "multiple of their number or, for a run that goes on and whose batch is its "
+                "checkpoint's, another number of processes"
             )
         self.share = batch // world
         self.micro = self.runtime.micro or self.share
@@ -225,7 +255,7 @@ class Trainer:
         self.seconds = 0.0  # of audio seen
         self.minutes = 0.0  # spent on steps, by the clock
         self.restart: int | None = None  # step at which the moments were last lost
-        self.songs = self._songs()
+        self.songs, self.parts = self._counts()
         self._batches: Iterator[Batch] | None = None
         loss = _Loss(self.net, task)
         self._loss: nn.Module = loss
@@ -263,13 +293,13 @@ class Trainer:
     def _loader(self) -> Iterator[Batch]:
         """Parts of this process's share of each step's batch, from the present step on."""
         first = self.processes.rank * self.share
-        songs, batch = self.songs, self.settings.batch
+        songs, parts, batch = self.songs, self.parts, self.settings.batch
 
-        def keys() -> Iterator[list[tuple[int, int]]]:
+        def keys() -> Iterator[list[tuple[int, int, int]]]:
             for step in itertools.count(self.step):
                 share = range(step * batch + first, step * batch + first + self.share)
                 for start in range(0, self.share, self.micro):
-                    yield [(number, songs) for number in share[start : start + self.micro]]
+                    yield [(number, songs, parts) for number in share[start : start + self.micro]]
 
         workers = self.runtime.workers
         return iter(
@@ -277,6 +307,7 @@ class Trainer:
                 _Items(self.task),
                 batch_sampler=keys(),
                 num_workers=workers,
+                worker_init_fn=_outlive_stop,
                 pin_memory=self.processes.device.type == "cuda",
                 multiprocessing_context="fork" if workers else None,
             )
@@ -336,18 +367,20 @@ class Trainer:
         return torch.cat(losses), torch.cat(levels)
 
     def refresh(self) -> None:
-        """Takes up songs that were added to the data.
+        """Takes up songs and parts that were added to the data.
 
-        Called where a checkpoint is written, so that a continued run sees the same songs.
+        Called where a checkpoint is written, so that a continued run sees the same ones.
         """
-        songs = self._songs()
-        if songs != self.songs:
-            self.songs = songs
+        counts = self._counts()
+        if counts != (self.songs, self.parts):
+            self.songs, self.parts = counts
             self._batches = None
 
-    def _songs(self) -> int:
-        """Songs that all processes have."""
-        return min(self.processes.gather(self.task.songs()))
+    def _counts(self) -> tuple[int, int]:
+        """Songs and parts that all processes have."""
+        everywhere = self.processes.gather((self.task.songs(), self.task.parts()))
+        songs, parts = (min(counts) for counts in zip(*everywhere, strict=True))
+        return songs, parts
 
     def end_at(self, steps: int) -> None:
         """Moves the end of the run, and with it the decay of the learning rate."""
@@ -366,6 +399,7 @@ class Trainer:
             "seconds": self.seconds,
             "minutes": self.minutes,
             "songs": self.songs,
+            "parts": self.parts,
             "restart": self.restart,
         }
 
@@ -393,7 +427,9 @@ class Trainer:
         self.restart, self.minutes = state.get("restart"), state.get("minutes", 0.0)
         self.step, self.seconds = state["step"], state["seconds"]
         # Elsewhere there may be fewer, or less room for them.
-        self.songs = min(state["songs"], self._songs())
+        songs, parts = self._counts()
+        # Older checkpoints do not say how many parts there were.
+        self.songs, self.parts = min(state["songs"], songs), min(state.get("parts", parts), parts)
         self._batches = None
 
 
