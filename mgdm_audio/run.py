@@ -67,10 +67,11 @@ def _state(request: Request, task: Task) -> str | None:
         audio.inspect(task.source)
         # Of a song under way, an interruption between two renamings may have left some.
         if there and not (request.overwrite or under_way):
-            some = request.skip_existing or request.resume
-            advice = ", and others are missing; use --overwrite" if some else (
-                "; use --overwrite or --skip-existing"
-            )  # fmt: skip
+            # Of all its files these options would have made it one to skip.
+            if request.skip_existing or request.resume:
+                advice = ", and others are missing; use --overwrite"
+            else:
+                advice = "; use --overwrite or --skip-existing"
             raise AudioError(f"{task.source}: {there[0]} exists{advice}")
         for folder in sorted({path.parent for path in task.outputs.values()}):
             check_writable(folder)

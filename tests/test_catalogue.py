@@ -267,8 +267,9 @@ def test_a_full_output_stops_the_run_in_one_line(songs, tmp_path, monkeypatch):
         separate(songs, tmp_path / "out")
 
 
-def test_finished_windows_of_a_dead_worker_are_used(songs, tmp_path, monkeypatch):
-    calls = {"left": 5}
+def killed_at(draw: int, monkeypatch) -> dict[str, int]:
+    """Ends a worker at a draw, the first one being 1; what is left until then can be set anew."""
+    calls = {"left": draw}
 
     def counted(self, *arguments, draw=Separator._draw):
         calls["left"] -= 1
@@ -276,11 +277,16 @@ def test_finished_windows_of_a_dead_worker_are_used(songs, tmp_path, monkeypatch
             raise Killed
         return draw(self, *arguments)
 
+    monkeypatch.setattr(Separator, "_draw", counted)
+    return calls
+
+
+def test_finished_windows_of_a_dead_worker_are_used(songs, tmp_path, monkeypatch):
     long = songs / "long.wav"
     rng = np.random.default_rng(0)
     sf.write(long, 0.1 * rng.standard_normal(50_000), 22050)
     whole = separate(long, tmp_path / "whole")[0].runs[0].url
-    monkeypatch.setattr(Separator, "_draw", counted)
+    calls = killed_at(5, monkeypatch)
     with pytest.raises(Killed):
         separate(long, tmp_path / "out")
     url = separate(long, tmp_path / "out")[0].runs[0].url
@@ -301,18 +307,10 @@ def test_finished_windows_of_a_dead_worker_are_used(songs, tmp_path, monkeypatch
 
 
 def test_windows_of_what_a_recording_was_make_way(songs, tmp_path, monkeypatch):
-    calls = {"left": 4}
-
-    def counted(self, *arguments, draw=Separator._draw):
-        calls["left"] -= 1
-        if calls["left"] == 0:
-            raise Killed
-        return draw(self, *arguments)
-
     long = songs / "long.wav"
     rng = np.random.default_rng(0)
     sf.write(long, 0.1 * rng.standard_normal(50_000), 22050)
-    monkeypatch.setattr(Separator, "_draw", counted)
+    killed_at(4, monkeypatch)
     with pytest.raises(Killed):
         separate(long, tmp_path / "out")
     assert list(tmp_path.rglob("window-*"))

@@ -19,8 +19,9 @@ SPLITS = ("train", "valid", "test")
 RARE = {"deb:opl3-soundfont": 0.3}  # chip sounds: seasoning
 BANKS = ("sf2", "gus", "zyn")  # kinds whose patches are different sounds
 COMPUTED = {"bass": 0.3, "drums": 0.3, "guitar": 0.05, "piano": 0.05}
-"""Share of a stem's parts that are computed: a computed piano is too near to a plucked string, and
-with more of them a network takes guitars for pianos. Of the others a third are soundfonts'."""
+"""Share of a stem's parts, but for those of synthesisers, that are computed: a computed piano is
+too near to a plucked string, and with more of them a network takes guitars for pianos. Of the
+others a third are soundfonts'."""
 SYNTHESISED = {"bass": 0.2, "guitar": 0.1, "piano": 0.2}
 """Share of a stem's parts that a synthesiser plays; the others keep their proportions."""
 
